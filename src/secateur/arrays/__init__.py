@@ -1,0 +1,1 @@
+"""Pure maths on arrays: NumPy in, NumPy out; no model, no file, no global state, no logging."""

@@ -1,0 +1,105 @@
+"""Masks from scores: which weights stay, with exact counts whatever the ties; masks as bytes.
+
+A mask is a bool array, True = keep. Sparsity is the fraction of zeros in [0, 1].
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from secateur.errors import SecateurError
+
+
+def zeros_count(size: int, sparsity: float) -> int:
+    """Return how many of `size` weights are zero at `sparsity`: floor(sparsity * size + 0.5).
+
+    Raises `SecateurError` for a sparsity outside [0, 1].
+
+    >>> zeros_count(108, 0.8), zeros_count(20_280, 0.8)
+    (86, 16224)
+    """
+    if not 0.0 <= sparsity <= 1.0:
+        fix = f"{sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity <= 100 else "0.5 for half"
+        raise SecateurError(
+            f"sparsity {sparsity!r} received, expected a fraction of zeros in [0, 1]; fix: {fix}"
+        )
+    return math.floor(sparsity * size + 0.5)
+
+
+def unstructured(scores: np.ndarray, sparsity: float) -> np.ndarray:
+    """Keep the weights with the largest scores; bool, shape of `scores`, True = keep.
+
+    Exactly `zeros_count` entries are False: those that a stable ascending argsort of the flattened
+    scores puts first, so of equal scores the lowest flat index goes first. Computed with a
+    partition, about ten times faster than that sort. Raises `SecateurError` for NaN scores.
+
+    >>> unstructured(np.array([3.0, 1.0, 1.0, 1.0]), 0.5).tolist()
+    [True, False, False, True]
+    """
+    flat = np.ravel(scores)
+    pruned = zeros_count(flat.size, sparsity)
+    if np.isnan(flat).any():
+        raise SecateurError(
+            f"{np.count_nonzero(np.isnan(flat)):,} NaN among {flat.size:,} scores received, "
+            "expected numbers; fix: repair the NaN weights, or the criterion that made them"
+        )
+    if pruned == 0:
+        return np.ones(np.shape(scores), bool)
+    threshold = _ranked(flat, pruned - 1)
+    keep = flat > threshold
+    ties = np.flatnonzero(flat == threshold)
+    pruned_ties = pruned - (flat.size - np.count_nonzero(keep) - ties.size)
+    keep[ties[pruned_ties:]] = True
+    return keep.reshape(np.shape(scores))
+
+
+def apply_mask(weight: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return `weight` with +0.0 where `keep` is False; shape and dtype kept, kept values untouched.
+
+    Written with `where`: a product leaves -0.0, which costs 14 % of a gzipped file. Raises
+    `SecateurError` when the shapes differ.
+
+    >>> apply_mask(np.array([-1.5, 2.0]), np.array([False, True])).tolist()
+    [0.0, 2.0]
+    """
+    if weight.shape != keep.shape:
+        raise SecateurError(
+            f"a mask of shape {keep.shape} received for a weight of shape {weight.shape}, expected "
+            "equal shapes; fix: a criterion must return one score for each weight"
+        )
+    return np.where(keep, weight, np.zeros((), weight.dtype))
+
+
+def pack(mask: np.ndarray) -> bytes:
+    """Return a bool array as bytes, 8 entries a byte, flat index 0 in the highest bit.
+
+    >>> pack(np.array([True, False, True])).hex()
+    'a0'
+    """
+    return np.packbits(np.asarray(mask, bool)).tobytes()
+
+
+def unpack(packed: bytes, shape: Sequence[int]) -> np.ndarray:
+    """Return the bool array of `shape` that `pack` packed; raises when the length does not fit.
+
+    >>> unpack(bytes.fromhex("a0"), (3,)).tolist()
+    [True, False, True]
+    """
+    size = math.prod(shape)
+    if len(packed) != -(-size // 8):
+        raise SecateurError(
+            f"{len(packed):,} bytes received for a mask of shape {tuple(shape)}, expected "
+            f"{-(-size // 8):,}; fix: take the mask from an undamaged record"
+        )
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=size).astype(bool).reshape(shape)
+
+
+def _ranked(flat: np.ndarray, rank: int) -> np.generic:
+    """Return the value at `rank` of the ascending sort of `flat`."""
+    smallest = flat.min()
+    # The weights of an earlier mask all score 0, and a partition of many equal values is ten times
+    # slower than one of distinct values (2.4 M, 80 % zeros: 98 against 10 ms): rank them by count.
+    rest = flat[flat > smallest]
+    equal = flat.size - rest.size
+    return smallest if rank < equal else np.partition(rest, rank - equal)[rank - equal]

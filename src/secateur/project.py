@@ -1,0 +1,209 @@
+"""Zeros that stay zero while an optimizer trains: the one mechanism behind every pruning method.
+
+A `Projection` hooks the *instance* of the innermost optimizer for the length of one training:
+after each update the masked weights are written `where(keep, weight, +0.0)`. The optimizer's
+class, its config and the file it is saved in stay what they were. docs/decisions/001 says why
+masks live here and what else was tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from secateur.arrays.masks import apply_mask
+from secateur.weights import Weight
+
+
+class Projection:
+    """Holds a boolean mask over chosen weights after every update of one optimizer.
+
+    weights: the rows to hold. Until `hold` is called for a path nothing is masked there, so a
+    kernel that starts at zero trains normally.
+    """
+
+    def __init__(self, optimizer: Any, weights: Mapping[str, Weight]):
+        self._outer = optimizer
+        self._optimizer = innermost(optimizer)
+        self.weights = dict(weights)
+        self._masks: dict[str, Any] = {}
+        self._carried: list[Any] = []
+
+    def attach(self, trainable_variables: list[Any]) -> None:
+        """Start holding. Training functions traced before this call do not know of it."""
+        release(self._outer)
+        optimizer = self._optimizer
+        if not self._outer.built:
+            self._outer.build(trainable_variables)
+        self._masks = {
+            path: keras.Variable(
+                np.ones(w.shape, bool), dtype="bool", trainable=False, name="secateur_mask"
+            )
+            for path, w in self.weights.items()
+        }
+        pairs = [(self.weights[path].variable, mask) for path, mask in self._masks.items()]
+        apply, finalize = type(optimizer).apply, type(optimizer).finalize_variable_values
+
+        def write_zeros() -> None:
+            for variable, mask in pairs:
+                # Multiplying would leave -0.0, which costs 14 % of a gzipped file.
+                zero = ops.zeros((), variable.dtype)
+                variable.assign(ops.where(mask.value, variable.value, zero))
+
+        def apply_and_project(grads: Any, trainable_variables: Any = None) -> None:
+            apply(optimizer, grads, trainable_variables)
+            write_zeros()
+
+        def finalize_and_project(var_list: Any) -> None:
+            finalize(optimizer, var_list)  # with EMA: overwrites the weights with averages
+            write_zeros()
+
+        optimizer.apply = apply_and_project
+        optimizer.finalize_variable_values = finalize_and_project
+        if keras.backend.backend() == "jax":
+            # JAX traces a free variable as a constant: a mask changed later would silently not
+            # be seen. What the optimizer owns travels through the compiled step.
+            self._carry_masks()
+        optimizer._secateur_release = self._release
+
+    def hold(self, path: str, keep: np.ndarray) -> None:
+        """Zero the weight where `keep` (bool, the weight's shape) is False, from now on."""
+        weight = self.weights[path]
+        variable = weight.variable
+        self._masks[path].assign(keep)
+        variable.assign(apply_mask(weight.read(), keep))
+        average = self._average_of(variable)
+        if average is not None:
+            # Else the mean of the weight's past comes back at the end of `fit`.
+            average.assign(apply_mask(ops.convert_to_numpy(average), keep))
+
+    def _average_of(self, variable: Any) -> Any:
+        averages = getattr(self._optimizer, "_model_variables_moving_average", None)
+        if not averages:
+            return None
+        known = self._optimizer._trainable_variables
+        return next((a for v, a in zip(known, averages, strict=True) if v is variable), None)
+
+    def _carry_masks(self) -> None:
+        """Put the masks among the optimizer's variables, but never into a file."""
+        masks = self._carried = list(self._masks.values())
+        variables = self._optimizer._variables
+        variables.extend(masks)
+        for owner in {id(o): o for o in (self._outer, self._optimizer)}.values():
+            for name in ("save_own_variables", "load_own_variables"):
+                setattr(owner, name, _without(variables, masks, getattr(type(owner), name), owner))
+
+    def _release(self) -> None:
+        for owner in (self._outer, self._optimizer):
+            for name in _HOOKS:
+                owner.__dict__.pop(name, None)
+        _remove(self._optimizer._variables, self._carried)
+
+
+_HOOKS = (
+    "apply",
+    "finalize_variable_values",
+    "save_own_variables",
+    "load_own_variables",
+    "_secateur_release",
+)
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that writes the weights (LossScaleOptimizer only passes gradients on)."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def release(optimizer: Any) -> None:
+    """Undo whatever projection is attached to an optimizer, also one left by an interruption."""
+    undo = getattr(innermost(optimizer), "_secateur_release", None)
+    if undo is not None:
+        undo()
+
+
+def _without(variables: list, masks: list, method: Callable, owner: Any) -> Callable:
+    @contextlib.contextmanager
+    def hidden() -> Iterator[None]:
+        _remove(variables, masks)
+        try:
+            yield
+        finally:
+            variables.extend(masks)
+
+    def wrapped(store: Any) -> Any:
+        with hidden():
+            return method(owner, store)
+
+    return wrapped
+
+
+def _remove(variables: list, unwanted: list) -> None:
+    ids = {id(v) for v in unwanted}
+    for i in reversed(range(len(variables)) if ids else ()):
+        if id(variables[i]) in ids:
+            del variables[i]
+
+
+class ProjectionCallback(keras.callbacks.Callback):
+    """Drives a `Projection` from inside `fit`; a method subclasses it with its own masks.
+
+    Masks change at the *beginning* of a step: the mask in force during step t (counted from 0)
+    is the one its schedule names for t, whatever the order of callbacks, and Keras's
+    asynchronous dispatch stays on. The position is epoch x steps + batch, so a resumed
+    training needs no counter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection: Projection | None = None
+        self._epoch = 0
+        self._batches_seen = 0
+
+    def weights_to_hold(self, model: Any) -> Mapping[str, Weight]:
+        """Path -> row of the weights this training holds; called once, before the first step."""
+        raise NotImplementedError
+
+    def masks_at(self, step: int, projection: Projection) -> None:
+        """Call `projection.hold` where a mask changes before step `step`. Must be quick."""
+        raise NotImplementedError
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole training, None when the data set does not know its length."""
+        steps = (self.params or {}).get("steps")
+        return None if steps is None else steps * self.params["epochs"]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Attach, and have the training step traced anew so that it knows of the masks."""
+        model = self.model
+        weights = self.weights_to_hold(model)
+        self.projection = Projection(model.optimizer, weights)
+        self.projection.attach(model.trainable_variables)
+        model.make_train_function(force=True)
+        self._batches_seen = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Remember the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Let the method change masks before this step."""
+        steps = (self.params or {}).get("steps")
+        position = self._batches_seen if steps is None else self._epoch * steps + batch
+        self._batches_seen += 1
+        if self.projection is not None:
+            self.masks_at(position, self.projection)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Detach: the zeros stay, the optimizer is as it was."""
+        model = self.model
+        release(model.optimizer)
+        # The traced step still holds masks; the next fit, test or save starts clean.
+        model.train_function = None

@@ -1,0 +1,275 @@
+"""What a model is made of: one row for each weight, and the selector that picks rows.
+
+A row carries a path that does not change when the model is copied, saved or reloaded
+(`layer/kernel`, `base/conv1/kernel` in a nested model), so plans, promises and reports name
+weights by it. Nothing here changes a weight.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.errors import SecateurError
+
+ROLES = ("kernel", "embedding", "bias", "norm", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One variable of a model: where it is, what part it plays, and the variable itself."""
+
+    path: str
+    layer: str
+    layer_class: str
+    role: str
+    shape: tuple[int, ...]
+    trainable: bool
+    output: bool
+    variable: Any = field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+    def read(self) -> Any:
+        """The values as a NumPy array of `shape`."""
+        import keras
+
+        return keras.ops.convert_to_numpy(self.variable)
+
+
+class WeightTable:
+    """The weights of a model in layer order, found by path.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> [w.path for w in weight_table(model)]
+    ['head/kernel', 'head/bias']
+    """
+
+    def __init__(self, rows: Iterable[Weight]):
+        self._rows = {row.path: row for row in rows}
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, path: str) -> Weight:
+        if path not in self._rows:
+            raise SecateurError(
+                f"no weight named {path!r}; {_near(path, self._rows)} (`secateur inspect` lists them)"
+            )
+        return self._rows[path]
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._rows
+
+
+def weight_table(model: Any) -> WeightTable:
+    """The table of every weight of a built model (variables shared by layers appear once).
+
+    Raises SecateurError for a model that has not been built.
+    """
+    if not getattr(model, "built", False):
+        raise SecateurError(
+            f"model {getattr(model, 'name', model)!r} has no weights yet; "
+            "build it first: call it once on data, or start it with keras.Input(shape)"
+        )
+    outputs = {id(v) for layer in _output_layers(model) for v in layer.variables}
+    rows: dict[int, Weight] = {}
+    taken: set[str] = set()
+    for prefix, layer in _layers(model):
+        for variable in layer.variables:
+            if id(variable) in rows or _is_rng_state(variable):
+                continue
+            name = _name_within(layer, variable)
+            path = _unique(f"{prefix}{layer.name}/{name}", taken)
+            rows[id(variable)] = Weight(
+                path=path,
+                layer=prefix + layer.name,
+                layer_class=type(layer).__name__,
+                role=_role(variable.name),
+                shape=tuple(variable.shape),
+                trainable=bool(variable.trainable and layer.trainable),
+                output=id(variable) in outputs,
+                variable=variable,
+            )
+    return WeightTable(rows.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Which weights a method may touch; a selection that matches nothing is refused.
+
+    include, exclude: layer or weight names or globs (`conv*`, `head/kernel`); exclude wins.
+    roles: parts played by the weight (`kernel`, `embedding`, `bias`, `norm`, `other`).
+    classes: layer classes (`Dense`); empty means any.
+    output: False leaves the output layer out. min_size: smaller weights are left out.
+
+    >>> Select(include=("conv*",), output=False)
+    Select(include=('conv*',), exclude=(), roles=('kernel',), classes=(), output=False, min_size=1)
+    """
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ("kernel",)
+    classes: tuple[str, ...] = ()
+    output: bool = True
+    min_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "roles", "classes"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = (value,)
+            object.__setattr__(self, name, tuple(value))
+        for role in self.roles:
+            if role not in ROLES:
+                raise SecateurError(f"unknown role {role!r}; {_near(role, ROLES)}")
+
+    def reasons(self, table: WeightTable) -> dict[str, str | None]:
+        """Path -> None where the weight is selected, else the reason why not.
+
+        Raises SecateurError when nothing is selected or a pattern matches no name at all.
+        """
+        self._refuse_dead_patterns(table)
+        found = {w.path: self._reason(w) for w in table}
+        if not any(reason is None for reason in found.values()):
+            raise SecateurError(
+                f"the selection matches no weight: {self}; "
+                f"weights are {_some([w.path for w in table])} (`secateur inspect` lists them)"
+            )
+        return found
+
+    def _reason(self, w: Weight) -> str | None:
+        names = (w.path, w.layer, w.layer.rsplit("/", 1)[-1])
+        if w.role not in self.roles:
+            return f"role {w.role} is not selected"
+        if not w.trainable:
+            return "frozen"
+        if _matches(names, self.exclude):
+            return "excluded"
+        if not _matches(names, self.include):
+            return "not included"
+        if self.classes and w.layer_class not in self.classes:
+            return f"class {w.layer_class} is not selected"
+        if not self.output and w.output:
+            return "output layer"
+        if w.size < self.min_size:
+            return f"fewer than {self.min_size:,} elements"
+        return None
+
+    def _refuse_dead_patterns(self, table: WeightTable) -> None:
+        names = {n for w in table for n in (w.path, w.layer, w.layer.rsplit("/", 1)[-1])}
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
+                raise SecateurError(f"{pattern!r} matches no layer or weight; {_near(pattern, names)}")
+        classes = {w.layer_class for w in table}
+        for wanted in self.classes:
+            if wanted not in classes:
+                raise SecateurError(f"no layer of class {wanted!r}; {_near(wanted, classes)}")
+
+
+def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield prefix, layer
+    # Weights that a subclassed model owns itself belong to no layer.
+    owned = {id(v) for layer in model.layers for v in layer.variables}
+    if any(id(v) not in owned for v in model.variables if not _is_rng_state(v)):
+        yield prefix, model
+
+
+def _output_layers(model: Any) -> list[Any]:
+    """The layers that own the last weights before each output."""
+    import keras
+
+    if isinstance(model, keras.Sequential) or not getattr(model, "outputs", None):
+        with_weights = [layer for layer in model.layers if layer.weights]
+        return [_innermost_output(layer) for layer in with_weights[-1:]]
+    found = []
+    for tensor in model.outputs:
+        operation = tensor._keras_history.operation
+        # An activation or reshape after the last Dense is not where the logits' weights are.
+        while not getattr(operation, "weights", None) and operation._inbound_nodes:
+            sources = operation._inbound_nodes[0].input_tensors
+            if not sources:
+                break
+            operation = sources[0]._keras_history.operation
+        found.append(_innermost_output(operation))
+    return found
+
+
+def _innermost_output(layer: Any) -> Any:
+    import keras
+
+    while isinstance(layer, keras.Model):
+        inner = _output_layers(layer)
+        if not inner:
+            break
+        layer = inner[-1]
+    return layer
+
+
+def _name_within(layer: Any, variable: Any) -> str:
+    """`query/kernel` of a variable whose Keras path is `model/mha/query/kernel`."""
+    parts = variable.path.split("/")
+    if layer.name in parts:
+        # The last occurrence: outer models may bear the same name.
+        parts = parts[len(parts) - parts[::-1].index(layer.name) :]
+        return "/".join(parts) or variable.name
+    return variable.name
+
+
+def _role(name: str) -> str:
+    if name.endswith("kernel"):
+        return "kernel"
+    if name.startswith("embedding"):
+        return "embedding"
+    if name.endswith("bias"):
+        return "bias"
+    if name in ("gamma", "beta", "moving_mean", "moving_variance", "scale"):
+        return "norm"
+    return "other"
+
+
+def _is_rng_state(variable: Any) -> bool:
+    return variable.name == "seed_generator_state"
+
+
+def _unique(path: str, taken: set[str]) -> str:
+    candidate, n = path, 1
+    while candidate in taken:
+        n += 1
+        candidate = f"{path}_{n}"
+    taken.add(candidate)
+    return candidate
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {_some(known)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:8])
+    return shown + (", ..." if len(names) > 8 else "")
