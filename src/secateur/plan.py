@@ -67,7 +67,9 @@ class Plan:
         lines = []
         for c in self.changes:
             shape = "x".join(map(str, c.shape)) or "scalar"
-            lines.append(f"{c.step:<12} {c.path:<32} {shape:<16} {c.how or 'skipped: ' + str(c.reason)}")
+            lines.append(
+                f"{c.step:<12} {c.path:<32} {shape:<16} {c.how or 'skipped: ' + str(c.reason)}"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -173,7 +173,9 @@ class Select:
         names = {n for w in table for n in (w.path, w.layer, w.layer.rsplit("/", 1)[-1])}
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
-                raise SecateurError(f"{pattern!r} matches no layer or weight; {_near(pattern, names)}")
+                raise SecateurError(
+                    f"{pattern!r} matches no layer or weight; {_near(pattern, names)}"
+                )
         classes = {w.layer_class for w in table}
         for wanted in self.classes:
             if wanted not in classes:

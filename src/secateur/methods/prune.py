@@ -76,7 +76,9 @@ class Prune:
         """Prune at once to the final sparsity, without training (in place)."""
         table = weight_table(model)
         changed = [(w, w.read()) for w in _selected(self, table)]
-        kept = [self.mask(w.path, v, self.sparsity, seed, (zeros or {}).get(w.path)) for w, v in changed]
+        kept = [
+            self.mask(w.path, v, self.sparsity, seed, (zeros or {}).get(w.path)) for w, v in changed
+        ]
         for (weight, value), keep in zip(changed, kept, strict=True):
             weight.variable.assign(apply_mask(value, keep))
 

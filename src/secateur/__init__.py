@@ -1,0 +1,64 @@
+"""Prune and quantize Keras 3 models, ship them to the runtime that runs them, measure the cost.
+
+Public names, in the order in which data flows. Importing this package loads no framework: each
+name is fetched from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "load_data": "secateur.datasets",
+    "Data": "secateur.datasets",
+    "inspect": "secateur.inspection",
+    "Select": "secateur.weights",
+    "Schedule": "secateur.arrays.schedules",
+    "Prune": "secateur.methods.prune",
+    "KeepZeros": "secateur.methods.keep_zeros",
+    "FineTune": "secateur.methods.fine_tune",
+    "Train": "secateur.training",
+    "Export": "secateur.recipe",
+    "Step": "secateur.recipe",
+    "Recipe": "secateur.recipe",
+    "compress": "secateur.compression",
+    "Promise": "secateur.promises",
+    "export": "secateur.exporting",
+    "measure": "secateur.measurement",
+    "run": "secateur.pipeline",
+    "Run": "secateur.pipeline",
+    "SecateurError": "secateur.errors",
+}
+_RENAMED = {"load_data": "load"}
+
+__all__ = list(_HOMES)  # noqa: PLE0604 - the one list of public names
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from secateur.arrays.schedules import Schedule
+    from secateur.compression import compress
+    from secateur.datasets import Data
+    from secateur.datasets import load as load_data
+    from secateur.errors import SecateurError
+    from secateur.exporting import export
+    from secateur.inspection import inspect
+    from secateur.measurement import measure
+    from secateur.methods.fine_tune import FineTune
+    from secateur.methods.keep_zeros import KeepZeros
+    from secateur.methods.prune import Prune
+    from secateur.pipeline import Run, run
+    from secateur.promises import Promise
+    from secateur.recipe import Export, Recipe, Step
+    from secateur.training import Train
+    from secateur.weights import Select
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

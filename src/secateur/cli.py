@@ -1,0 +1,439 @@
+"""The command line: every command is one library call. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from secateur.errors import SecateurError
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune and quantize a Keras 3 model, write the files that a device runs, and measure them.",
+    epilog="Start with: secateur run demo --out out   (one minute, bundled data). "
+    "--debug after any command shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, mnist, fashion-mnist, or a .npz with x_train, y_train, x_test, y_test.",
+    ),
+]
+ScaleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scale", help="Divide inputs by this number (255), or auto. Named data are scaled."
+    ),
+]
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="Python module that registers custom layers; may be repeated."),
+]
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        str, typer.Argument(help="A built-in recipe (see `recipes`) or a .toml file.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Trained .keras or .h5 file, or a built-in name (lab-cnn).")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Directory of the run; an interrupted one is carried on.")
+    ] = Path("out"),
+    scale: ScaleOption = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many samples of each part.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repeat with this many seeds, each in its own folder.")
+    ] = 1,
+    imports: ImportOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard the run found in --out.")
+    ] = False,
+) -> None:
+    """Carry a model through a recipe: train, compress, export, reload, measure, report.
+
+    Examples:
+
+      secateur run lab --data mnist --out out/
+
+      secateur run my-recipe.toml --model model.keras --data data.npz --out out/
+    """
+    with _frameworks():
+        from secateur import datasets, pipeline
+        from secateur.recipe import Recipe
+    _import_all(imports)
+    loaded = Recipe.load(recipe)
+    source = data or loaded.data
+    if source is None:
+        raise SecateurError(
+            f"recipe {loaded.name!r} names no data; give --data digits, or a .npz file"
+        )
+    first = loaded.seed if seed is None else seed
+    if seeds < 1:
+        raise SecateurError(f"--seeds {seeds} received, expected at least 1")
+    for number in range(first, first + seeds):
+        folder = out if seeds == 1 else out / f"seed-{number}"
+        if seeds > 1:
+            _out.print(f"[bold]seed {number}[/bold]")
+        with _progress() as (progress, say):
+            pipeline.run(
+                model,
+                loaded,
+                datasets.load(source, scale=_scale(scale), seed=number, limit=limit),
+                folder,
+                seed=number,
+                imports=tuple(imports or ()),
+                overwrite=overwrite,
+                progress=progress,
+                say=say,
+                command=_command(),
+            )
+    _show(out, html=out / "report.html")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.")],
+    formats: Annotated[
+        str, typer.Option(help="Comma-separated: keras, h5, float32, dynamic.")
+    ] = "float32,dynamic",
+    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("out"),
+    imports: ImportOption = None,
+) -> None:
+    """Write the files that a runtime loads, each reloaded and checked. Needs no data."""
+    with _frameworks():
+        from secateur.artifact import write_manifest
+        from secateur.exporting import export as export_model
+        from secateur.runtimes.keras import load_model
+    _import_all(imports)
+    wanted = [name.strip() for name in formats.split(",") if name.strip()]
+    artifacts = export_model(
+        load_model(model), wanted, out, stage=model.stem, imports=tuple(imports or ())
+    )
+    write_manifest(out, artifacts)
+    table = Table("file", "bytes", "largest difference to the model")
+    for artifact in artifacts:
+        parity = artifact.parity.get("relative_rms")
+        table.add_row(str(artifact.path), f"{artifact.bytes:,}", f"{parity:.2e} (relative RMS)")
+    _out.print(table)
+
+
+@app.command()
+def measure(
+    files: Annotated[list[Path], typer.Argument(help=".tflite, .keras or .h5 files.")],
+    data: DataOption = None,
+    scale: ScaleOption = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many test samples.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
+    imports: ImportOption = None,
+) -> None:
+    """Bytes, gzip, zeros, accuracy and loss in the file's own runtime, latency.
+
+    Example: secateur measure out/pruned-dynamic.tflite --data mnist
+    """
+    from secateur import datasets
+    from secateur.measurement import measure as measure_file
+
+    if any(f.suffix != ".tflite" for f in files):
+        with _frameworks():
+            import keras  # noqa: F401 - here, so that its start-up noise stays hidden
+        _import_all(imports)
+    loaded = None if data is None else datasets.load(data, scale=_scale(scale), limit=limit)
+    records = []
+    for file in files:
+        measured = measure_file(file, None if loaded is None else loaded.test, threads=threads)
+        records.append({**measured.to_record(), "path": str(file)})
+    if as_json:
+        print(json.dumps(records, indent=2))
+        return
+    _out.print(_measurements(records))
+
+
+@app.command()
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="One model, or two to set side by side.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Show what this recipe would do (dry run).")
+    ] = None,
+    imports: ImportOption = None,
+) -> None:
+    """Weights, roles, shapes, sparsity and values; with --recipe what would be changed.
+
+    Examples:
+
+      secateur inspect model.keras --recipe lab
+
+      secateur inspect before.h5 after.keras
+    """
+    if len(files) > 2:
+        raise SecateurError(f"{len(files)} files received, expected one, or two to compare")
+    with _frameworks():
+        from secateur import inspection
+    _import_all(imports)
+    found = [inspection.inspect(file) for file in files]
+    if len(found) == 2:
+        _out.print(_side_by_side(found))
+        for sentence in inspection.differences(*found):
+            _out.print(sentence, highlight=False)
+        return
+    _out.print(_weights(found[0]))
+    if recipe is not None:
+        with _frameworks():
+            from secateur.recipe import Recipe
+            from secateur.runtimes.keras import load_model
+        _out.print(_plan(Recipe.load(recipe).plan(load_model(files[0])), recipe))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Directory of a run, or of several seeds of one.")],
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
+) -> None:
+    """Show a finished run again: table, HTML page, CSV, Markdown, JSON."""
+    _show(folder, html=html, csv=csv, markdown=markdown, as_json=as_json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe's text.")] = None,
+) -> None:
+    """The built-in recipes, each explained; with a name its text, to copy and change."""
+    from secateur.recipes import builtin_recipes, explanation
+
+    known = builtin_recipes()
+    if name is None:
+        for recipe, text in known.items():
+            _out.print(f"[bold]{recipe}[/bold]  {escape(explanation(text))}\n", highlight=False)
+        _out.print("secateur recipes NAME prints one; secateur run NAME --out out/ runs it.")
+        return
+    if name not in known:
+        raise SecateurError(f"no recipe {name!r}; known: {', '.join(known)}")
+    print(known[name])
+
+
+def main() -> None:
+    """Run the command line; errors a user can cause are one line and a non-zero exit."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except SecateurError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("interrupted; what was finished is kept, the same command carries on", code=130)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).strip().splitlines()
+        _fail(
+            f"unexpected {type(error).__name__}: {text[0] if text else ''} "
+            "(please report it; --debug shows where)"
+        )
+
+
+def _fail(text: str, code: int = 1) -> None:
+    _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _command() -> str:
+    return " ".join(["secateur", *sys.argv[1:]])
+
+
+def _scale(text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise SecateurError(
+            f"--scale {text!r} received, expected a number such as 255, or auto"
+        ) from None
+
+
+@contextmanager
+def _frameworks() -> Iterator[None]:
+    """Import Keras and its backend without their start-up noise; say which extra is missing."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from secateur.runtimes import quiet
+
+    try:
+        with quiet():
+            import keras  # noqa: F401
+
+            yield
+    except ModuleNotFoundError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        extra = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch", "jinja2": "report"}
+        wanted = extra.get(error.name or "", backend)
+        raise SecateurError(
+            f"{error.name} is not installed; pip install 'secateur[{wanted}]' "
+            "(KERAS_BACKEND chooses tensorflow, jax or torch)"
+        ) from None
+
+
+def _import_all(modules: list[str] | None) -> None:
+    from importlib import import_module
+
+    # A console script does not look into the current directory, where users keep their layers.
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in modules or ():
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise SecateurError(
+                f"--import {name}: {error}; give the name of a module that Python finds from here"
+            ) from None
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[str, int, int, str], None], Callable[[str], None]]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=_err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(label: str, done: int, total: int, text: str) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total, text="")
+            bars.update(tasks[label], completed=done, text=text)
+
+        def say(text: str) -> None:
+            bars.console.print(text, highlight=False, markup=False)
+
+        yield progress, say
+
+
+def _show(
+    folder: Path,
+    *,
+    html: Path | None = None,
+    csv: Path | None = None,
+    markdown: Path | None = None,
+    as_json: Path | None = None,
+) -> None:
+    from secateur import reporting
+
+    runs = reporting.load_runs(folder)
+    _out.print(reporting.rich_table(runs))
+    _out.print(reporting.headline(runs), highlight=False, markup=False)
+    writers = (
+        (html, reporting.write_html),
+        (csv, reporting.write_csv),
+        (markdown, reporting.write_markdown),
+        (as_json, reporting.write_json),
+    )
+    for path, write in writers:
+        if path is not None:
+            write(runs, path)
+            _out.print(f"wrote {path}", highlight=False, markup=False)
+
+
+def _measurements(records: list[dict[str, Any]]) -> Table:
+    columns = [k for k in records[0] if k != "path" and any(r.get(k) is not None for r in records)]
+    table = Table("", *[Path(r["path"]).name for r in records])
+    for key in columns:
+        table.add_row(key.replace("_", " "), *[_cell(key, r.get(key)) for r in records])
+    return table
+
+
+def _cell(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_cell(k, v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, float):
+        percent = key in ("accuracy", "top5", "sparsity")
+        return f"{100 * value:.2f} %" if percent else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
+
+
+def _weights(found: Any) -> Table:
+    title = (
+        f"{found.name}: {found.parameters:,} parameters ({found.trainable:,} trainable, "
+        f"{found.non_trainable:,} not), {100 * found.sparsity:.2f} % zeros"
+    )
+    if found.bytes is not None:
+        title += f", {found.bytes:,} bytes ({found.gzip_bytes:,} gzipped)"
+    table = Table(
+        "weight", "layer", "role", "shape", "elements", "zeros", "min", "mean", "max", title=title
+    )
+    for w in found.weights:
+        values = ["-" if w[k] is None else f"{w[k]:.4g}" for k in ("min", "mean", "max")]
+        note = f"  ({w['not_finite']:,} NaN or infinite)" if w["not_finite"] else ""
+        table.add_row(
+            escape(w["path"]) + note,
+            w["class"],
+            w["role"],
+            "x".join(map(str, w["shape"])),
+            f"{w['size']:,}",
+            f"{w['zeros']:,} ({100 * w['sparsity']:.1f} %)",
+            *values,
+        )
+    return table
+
+
+def _side_by_side(found: list[Any]) -> Table:
+    table = Table("", *[f.name for f in found])
+    for key in ("parameters", "trainable", "non_trainable", "nonzero", "optimizer_elements"):
+        table.add_row(key.replace("_", " "), *[f"{getattr(f, key):,}" for f in found])
+    table.add_row("zeros", *[f"{100 * f.sparsity:.2f} %" for f in found])
+    for key in ("bytes", "gzip_bytes"):
+        values = [getattr(f, key) for f in found]
+        shown = [f"{v:,} ({v / 1e6:.3f} MB, {v / 2**20:.3f} MiB)" for v in values]
+        table.add_row(key.replace("_", " "), *shown)
+    return table
+
+
+def _plan(plan: Any, recipe: str) -> Table:
+    table = Table(
+        "step", "weight", "elements", "what happens", title=f"what {recipe} would do (dry run)"
+    )
+    for change in plan:
+        what = change.how if change.changed else f"[dim]skipped: {escape(str(change.reason))}[/dim]"
+        table.add_row(change.step, escape(change.path), f"{change.size:,}", what)
+    return table

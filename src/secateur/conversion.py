@@ -1,0 +1,225 @@
+"""A Keras model to the bytes of a `.tflite` file, whatever backend holds the model.
+
+TensorFlow's converter does it: in this process when Keras runs on TensorFlow, else in a clean one
+(`python -m secateur.conversion`), because a process has one Keras backend for its whole life.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.runtimes import litert, one_line, quiet
+from secateur.runtimes.keras import load_model, pack, save_model, signature
+
+FORMATS = ("float32", "dynamic")
+# Marks the one line of the child process that is meant for the user.
+REFUSED = "secateur: "
+
+
+def to_litert(
+    model: Any, formats: Sequence[str] = ("float32",), *, imports: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """Return {format: `.tflite` file} of a Functional or Sequential model; same model, same bytes.
+
+    Args:
+        model: it is not changed.
+        formats: "float32", "dynamic" (int8 weights, float activations), or both.
+        imports: modules that register the model's own layers; the clean process imports them.
+
+    Raises `SecateurError` where TensorFlow is missing or cannot convert the model.
+    """
+    import keras
+
+    for format in formats:
+        if format not in FORMATS:
+            raise SecateurError(
+                f"format {format!r} received, expected one of {', '.join(FORMATS)}; fix: choose one"
+            )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise SecateurError(
+            "TensorFlow is not installed, expected it for writing .tflite files whatever the "
+            "backend of the model; fix: pip install 'secateur[tensorflow]'"
+        )
+    if keras.backend.backend() == "tensorflow":
+        return {format: convert(model, format) for format in formats}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(model, folder / "model.keras")
+        _in_clean_process(folder, formats, imports)
+        return {format: (folder / f"{format}.tflite").read_bytes() for format in formats}
+
+
+def convert(model: Any, format: str) -> bytes:
+    """Convert in this process, whose Keras backend must be TensorFlow; see `to_litert`."""
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations of the converter, aimed at us
+            fixed = batch_free(_traced(model, 1, format))
+            return fixed if _takes_any_batch(fixed, model) else _traced(model, None, format)
+    except SecateurError:
+        raise
+    except Exception as error:  # the converter raises whatever its passes raise
+        raise SecateurError(
+            f"model {model.name!r} could not be converted ({one_line(error)}), expected layers that "
+            "LiteRT has operators for; fix: replace the layer that the message names"
+        ) from error
+
+
+def batch_free(blob: bytes) -> bytes:
+    """Return the file with a leading 1 in the target of each RESHAPE replaced by -1.
+
+    Traced at batch 1, a model has clean operators and its batch size baked into RESHAPE. With -1
+    nothing changes at batch 1, and at batch n the count of elements makes it n. Traced without a
+    batch size the file is 1.4 kB longer, with SHAPE, STRIDED_SLICE and PACK before each RESHAPE.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    writable = bytearray(blob)  # NumPy views of it are written through, byte for byte in place
+    model = schema.Model.GetRootAs(writable, 0)
+    for g in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(g)
+        for i in range(graph.OperatorsLength()):
+            operator = graph.Operators(i)
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            if code.BuiltinCode() != schema.BuiltinOperator.RESHAPE:
+                continue
+            if options := operator.BuiltinOptions():
+                reshape = schema.ReshapeOptions()
+                reshape.Init(options.Bytes, options.Pos)
+                if reshape.NewShapeLength():
+                    _free(reshape.NewShapeAsNumpy())
+            if operator.InputsLength() > 1:
+                buffer = model.Buffers(graph.Tensors(operator.Inputs(1)).Buffer())
+                if buffer.DataLength():
+                    _free(buffer.DataAsNumpy().view(np.int32))
+    return bytes(writable)
+
+
+def random_inputs(model: Any, n: int) -> dict[str, np.ndarray]:
+    """Return n samples from seed 0 for each input: floats in [0, 1), integers 0 or 1.
+
+    A dimension of any size is taken as 8.
+    """
+    rng = np.random.default_rng(0)
+    samples = {}
+    for name, tensor in signature(model)[0].items():
+        shape = [n, *(8 if size is None else size for size in tensor.shape[1:])]
+        floating = "float" in tensor.dtype
+        values = rng.random(shape) if floating else rng.integers(0, 2, shape)
+        samples[name] = values.astype(tensor.dtype if tensor.dtype != "bfloat16" else np.float32)
+    return samples
+
+
+def _traced(model: Any, batch: int | None, format: str) -> bytes:
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    inputs, outputs = signature(model)
+    specs = [
+        tf.TensorSpec([batch, *tensor.shape[1:]], tensor.dtype, name=name)
+        for name, tensor in inputs.items()
+    ]
+
+    def flat(*arrays: Any) -> list[Any]:
+        return keras.tree.flatten(model(pack(model, list(arrays)), training=False))
+
+    # Frozen first: from the function itself the converter leaves the variables out of the file.
+    traced = tf.function(flat, input_signature=specs).get_concrete_function()
+    frozen = convert_variables_to_constants_v2(traced)
+
+    # Freezing drops the names of the outputs; this names them.
+    def named(*arrays: Any) -> dict[str, Any]:
+        return dict(zip(outputs, frozen(*arrays), strict=True))
+
+    function = tf.function(named, input_signature=specs).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+    if format == "dynamic":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return bytes(converter.convert())
+
+
+def _free(shape: np.ndarray) -> None:
+    if shape.size and shape[0] == 1 and -1 not in shape:
+        shape[0] = -1
+
+
+def _takes_any_batch(blob: bytes, model: Any) -> bool:
+    """Whether three samples together give what they give one by one."""
+    samples = random_inputs(model, 3)
+    session = litert.load(blob)
+    together = session.predict(samples, batch=3)
+    one_by_one = session.predict(samples, batch=1)
+    if not session.resizable:
+        return False
+    if isinstance(together, np.ndarray):
+        together, one_by_one = {"": together}, {"": one_by_one}
+    return all(np.allclose(together[k], one_by_one[k], 1e-3, 1e-4) for k in together)
+
+
+def _in_clean_process(folder: Path, formats: Sequence[str], imports: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "secateur.conversion", str(folder), *formats]
+    command += [word for name in imports for word in ("--import", name)]
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        # What this process can import, the clean one can too.
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode == 0:
+        return
+    told = [line for line in done.stdout.splitlines() if line.startswith(REFUSED)]
+    if told:
+        raise SecateurError(told[-1].removeprefix(REFUSED))
+    last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+    raise SecateurError(
+        f"the converter's process stopped with status {done.returncode} ({last.strip()[:300]}), "
+        "expected a .tflite file; fix: check the TensorFlow installation and the memory left"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert FOLDER/model.keras to FOLDER/FORMAT.tflite, once for each format.
+
+    A refusal is one line on standard output and status 1.
+    """
+    parser = argparse.ArgumentParser(prog="python -m secateur.conversion")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("formats", nargs="+", choices=FORMATS)
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
+    options = parser.parse_args(arguments)
+    try:
+        for name in options.imports:
+            importlib.import_module(name)
+        model = load_model(options.folder / "model.keras")
+        for format in options.formats:
+            (options.folder / f"{format}.tflite").write_bytes(convert(model, format))
+    except SecateurError as error:
+        print(f"{REFUSED}{error}")
+        return 1
+    except ImportError as error:
+        print(f"{REFUSED}{one_line(error)}; fix: --import takes modules that Python can import")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""What is in a model or a file: counts, roles, values, sparsity; two of them side by side."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.artifact import gzip_bytes
+from secateur.errors import SecateurError
+from secateur.weights import WeightTable, weight_table
+
+BINS = 40
+FIRST_VALUES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A model or a file in numbers: counts of elements, and a record for each weight.
+
+    bytes, gzip_bytes: of the file, None for a live model. optimizer_elements: elements of
+    optimizer state kept in the file.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    non_trainable: int
+    nonzero: int
+    bytes: int | None = None
+    gzip_bytes: int | None = None
+    optimizer_elements: int = 0
+    weights: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all parameters, in [0, 1]."""
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+
+def inspect(subject: Any) -> Inspection:
+    """Look into a live Keras model, or a `.keras`, `.h5` or `.tflite` file.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> inspect(model).parameters
+    10
+    """
+    if not isinstance(subject, str | Path):
+        return _of_model(subject, subject.name)
+    path = Path(subject)
+    if path.suffix == ".tflite":
+        return _of_tflite(path)
+    from secateur.runtimes.keras import load_model
+
+    model = load_model(path)
+    blob = path.read_bytes()
+    return _of_model(
+        model,
+        path.name,
+        bytes=len(blob),
+        gzip_bytes=gzip_bytes(blob),
+        optimizer_elements=_optimizer_elements(path),
+    )
+
+
+def weight_records(table: WeightTable) -> list[dict[str, Any]]:
+    """For each weight: path, role, shape, zeros, first values, histogram of its non-zero values."""
+    return [
+        _record(w.path, w.role, w.layer_class, w.trainable, np.asarray(w.read(), np.float32))
+        for w in table
+    ]
+
+
+def differences(before: Inspection, after: Inspection) -> list[str]:
+    """Why two inspections differ (or do not), in sentences that their numbers support."""
+    found = []
+    if before.parameters == after.parameters and after.nonzero < before.nonzero:
+        found.append(
+            f"The parameter count is the same ({after.parameters:,}): pruning writes zeros into the "
+            f"weights, it removes none. {before.nonzero - after.nonzero:,} more of them are zero."
+        )
+    elif before.parameters != after.parameters:
+        paths = {w["path"]: w for w in before.weights}
+        changed = [
+            w["path"] for w in after.weights if paths.get(w["path"], w)["shape"] != w["shape"]
+        ]
+        missing = [p for p in paths if p not in {w["path"] for w in after.weights}]
+        parts = [f"{len(changed)} weights changed shape"] if changed else []
+        parts += [f"{len(missing)} weights are gone"] if missing else []
+        found.append(
+            f"{after.parameters:,} parameters instead of {before.parameters:,}"
+            + (f": {', '.join(parts)}." if parts else ": the networks differ.")
+        )
+    for label, one in (("first", before), ("second", after)):
+        if one.optimizer_elements:
+            found.append(
+                f"The {label} file also keeps {one.optimizer_elements:,} elements of optimizer state "
+                f"({4 * one.optimizer_elements:,} bytes as float32), which no runtime needs."
+            )
+    same_size = None not in (before.bytes, after.bytes) and abs(
+        (before.bytes or 0) - (after.bytes or 0)
+    ) <= 0.02 * (before.bytes or 1)
+    if same_size and after.nonzero < before.nonzero and before.parameters == after.parameters:
+        found.append(
+            "The raw file is as large as before: a zero takes as many bytes as any other number. "
+            f"Compressed by gzip it goes from {before.gzip_bytes:,} to {after.gzip_bytes:,} bytes."
+        )
+    for label, one in (("first", before), ("second", after)):
+        if one.non_trainable:
+            found.append(
+                f"{one.non_trainable:,} parameters of the {label} are non-trainable "
+                "(frozen layers, or BatchNormalization's moving statistics)."
+            )
+    return found or ["Both hold the same number of parameters, zeros and optimizer state."]
+
+
+def _of_model(model: Any, name: str, **file: Any) -> Inspection:
+    table = weight_table(model)
+    records = weight_records(table)
+    trainable = sum(w.size for w in table if w.trainable)
+    parameters = sum(w.size for w in table)
+    return Inspection(
+        name=name,
+        parameters=parameters,
+        trainable=trainable,
+        non_trainable=parameters - trainable,
+        nonzero=parameters - sum(r["zeros"] for r in records),
+        weights=tuple(records),
+        **file,
+    )
+
+
+def _of_tflite(path: Path) -> Inspection:
+    from secateur.runtimes import litert
+
+    constants = litert.load(path).constants()
+    blob = path.read_bytes()
+    records = [
+        {
+            **_record(
+                c.name,
+                "bias" if c.values.ndim == 1 else "kernel",
+                c.operator,
+                False,
+                c.dequantized(),
+            ),
+            "zeros": int((c.centred() == 0).sum()),
+        }
+        for c in constants
+    ]
+    parameters = sum(r["size"] for r in records)
+    return Inspection(
+        name=path.name,
+        parameters=parameters,
+        trainable=0,
+        non_trainable=parameters,
+        nonzero=parameters - sum(r["zeros"] for r in records),
+        bytes=len(blob),
+        gzip_bytes=gzip_bytes(blob),
+        weights=tuple(records),
+    )
+
+
+def _record(path: str, role: str, layer_class: str, trainable: bool, values: np.ndarray) -> dict:
+    flat = values.ravel()
+    zeros = int((flat == 0).sum())
+    finite = flat[np.isfinite(flat)]
+    nonzero = finite[finite != 0]
+    largest = float(np.abs(nonzero).max()) if nonzero.size else 1.0
+    counts, edges = np.histogram(nonzero, bins=BINS, range=(-largest, largest))
+    return {
+        "path": path,
+        "role": role,
+        "class": layer_class,
+        "trainable": trainable,
+        "shape": list(values.shape),
+        "size": int(flat.size),
+        "zeros": zeros,
+        "sparsity": zeros / flat.size if flat.size else 0.0,
+        "min": float(finite.min()) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+        "mean": float(finite.mean()) if finite.size else None,
+        "not_finite": int(flat.size - finite.size),
+        "first": [float(v) for v in finite[:FIRST_VALUES]],
+        "histogram": {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]},
+    }
+
+
+def _optimizer_elements(path: Path) -> int:
+    """Elements of optimizer slots in a `.h5` or `.keras` file (counters left out)."""
+    import h5py
+
+    def count(group: Any) -> int:
+        sizes: list[int] = []
+        group.visititems(
+            lambda _, item: (
+                sizes.append(item.size)
+                if isinstance(item, h5py.Dataset) and item.size > 1
+                else None
+            )
+        )
+        return sum(sizes)
+
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as inner:
+                with h5py.File(inner, "r") as file:
+                    return count(file["optimizer"]) if "optimizer" in file else 0
+        with h5py.File(path, "r") as file:
+            return count(file["optimizer_weights"]) if "optimizer_weights" in file else 0
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise SecateurError(f"{path} is damaged: {error}") from None

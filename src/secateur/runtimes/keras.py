@@ -1,0 +1,216 @@
+"""Keras itself as a runtime: `.keras` and `.h5` files, and live models.
+
+Loading runs no code from the file (`safe_mode`) and leaves optimizer and loss out.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.runtimes import Arrays, Constant, by_name, one_line
+from secateur.weights import weight_table
+
+
+def load(path: Any, threads: int | None = None) -> "KerasSession":
+    """Load a file, or take a live model; `threads` is the backend's own business, and ignored.
+
+    Raises `SecateurError` for a file that is missing, damaged, or needs unknown classes.
+    """
+    del threads
+    return KerasSession(load_model(path) if isinstance(path, str | Path) else path)
+
+
+def load_model(path: str | Path) -> Any:
+    """Return the model in a `.keras` or `.h5` file, not compiled; runs no code from the file.
+
+    Raises `SecateurError` as `load` does.
+    """
+    import keras
+
+    if not Path(path).is_file():
+        raise SecateurError(
+            f"{path} is not a file, expected a .keras or .h5 model; fix: check the path"
+        )
+    try:
+        with _no_hdf5_advice():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras, zipfile, json and h5py each raise their own
+        raise SecateurError(
+            f"{path} could not be loaded ({one_line(error)}), expected a model that Keras saved; "
+            "fix: register its own layers and import their module (--import), or save it again"
+        ) from error
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Save a model without its optimizer, so that sizes compare; the format is the path's suffix.
+
+    The model is not changed. Raises `OSError` as saving does.
+    """
+    import keras
+
+    with _no_hdf5_advice():
+        if path.suffix == ".h5":
+            keras.saving.save_model(model, path, include_optimizer=False)
+            return
+        keras.saving.save_model(model, path)
+        if getattr(model, "optimizer", None) is not None:
+            # `.keras` has no option for it: what is loaded without compiling has none to save.
+            keras.saving.save_model(load_model(path), path)
+
+
+class KerasSession:
+    """A Keras model; see `secateur.runtimes.Session`."""
+
+    resizable = True
+    threads: int | None = None
+
+    def __init__(self, model: Any):
+        import keras
+
+        self.model = model
+        self.name = f"keras {keras.version()}, {keras.backend.backend()}"
+        inputs, outputs = signature(model)
+        self.input_names, self.output_names = tuple(inputs), tuple(outputs)
+        self._samples = {name: tuple(tensor.shape[1:]) for name, tensor in inputs.items()}
+        self.input_shape = self._samples[self.input_names[0]]
+        self.output_shape = tuple(outputs[self.output_names[0]].shape[1:])
+
+    def predict(self, x: Arrays, batch: int = 256) -> Any:
+        """Return float32 outputs (n, ...)."""
+        import keras
+
+        outputs = self.model.predict(self._packed(x), batch_size=batch, verbose=0)
+        flat = [np.asarray(array, np.float32) for array in keras.tree.flatten(outputs)]
+        if len(flat) == 1:
+            return flat[0]
+        return dict(zip(self.output_names, flat, strict=True))
+
+    def invoke_once(self, x: Arrays) -> None:
+        """Run once through the compiled prediction function."""
+        self.model.predict_on_batch(self._packed(x))
+
+    def constants(self) -> list[Constant]:
+        """Return every weight under its path."""
+        return [
+            Constant(row.path, row.read(), None, None, None, row.layer_class, slot)
+            for slot, row in enumerate(weight_table(self.model))
+        ]
+
+    def operators(self) -> list[tuple[str, int]]:
+        """Return (layer class, how many), in order of first appearance."""
+        return list(Counter(type(layer).__name__ for layer in leaves(self.model)).items())
+
+    def macs(self) -> int | None:
+        """Return multiply-accumulates for one sample; None where a layer does not tell."""
+        counts = [_macs(layer) for layer in leaves(self.model)]
+        if any(count is None for count in counts):
+            return None
+        return sum(count for count in counts if count is not None)
+
+    def _packed(self, x: Arrays) -> Any:
+        named = by_name(x, self._samples)
+        return pack(self.model, [named[name] for name in self.input_names])
+
+
+def signature(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the symbolic inputs and outputs of a model under names that a file can carry.
+
+    Raises `SecateurError` for a model that does not know its inputs (a subclassed one).
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,), name="img"), keras.layers.Dense(2, name="d")])
+    >>> [list(side) for side in signature(model)]
+    [['img'], ['d']]
+    """
+    import keras
+
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        raise SecateurError(
+            f"model {getattr(model, 'name', model)!r} does not know its inputs, expected a "
+            "Functional or Sequential model; fix: wrap it, keras.Model(x, model(x)) with "
+            "x = keras.Input(shape)"
+        )
+    # The names of the layers: those of the tensors count up with every model of the process.
+    first = [tensor._keras_history.operation.name for tensor in inputs]
+    last = [model.layers[-1].name] if isinstance(model, keras.Sequential) else model.output_names
+    return _named(first, inputs), _named(last, outputs)
+
+
+def pack(model: Any, arrays: list[Any]) -> Any:
+    """Return arrays, one for each of `signature`'s inputs, in the structure the model is called on."""
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        return arrays[0]
+    return keras.tree.pack_sequence_as(model.input, arrays)
+
+
+def leaves(model: Any) -> list[Any]:
+    """Return the layers of a model and of the models in it, in order, each once."""
+    found: dict[int, Any] = {}
+    for layer in model.layers:
+        inner = leaves(layer) if hasattr(layer, "layers") else [layer]
+        found.update({id(one): one for one in inner})
+    return list(found.values())
+
+
+def _macs(layer: Any) -> int | None:
+    """Multiply-accumulates of a layer that is called once; biases and activations count nothing."""
+    import keras
+
+    kinds = keras.layers
+    if not any(len(weight.shape) > 1 for weight in layer.weights):
+        return 0 if not isinstance(layer, kinds.Attention) else None
+    if isinstance(layer, kinds.Embedding):
+        return 0
+    try:
+        given, out = math.prod(layer.input.shape[1:]), tuple(layer.output.shape[1:])
+    except (AttributeError, ValueError, TypeError):  # called twice, or of any size
+        return None
+    if isinstance(layer, kinds.SeparableConv1D | kinds.SeparableConv2D):
+        depthwise, pointwise = layer.depthwise_kernel.shape, layer.pointwise_kernel.shape
+        places = math.prod(out) // pointwise[-1]
+        return places * (math.prod(depthwise) + math.prod(pointwise))
+    if isinstance(layer, kinds.DepthwiseConv1D | kinds.DepthwiseConv2D):
+        return math.prod(out) * math.prod(layer.kernel.shape[:-2])
+    if isinstance(layer, kinds.Conv1DTranspose | kinds.Conv2DTranspose | kinds.Conv3DTranspose):
+        return given * math.prod(layer.kernel.shape[:-1])
+    if isinstance(layer, kinds.Dense | kinds.Conv1D | kinds.Conv2D | kinds.Conv3D):
+        return math.prod(out) * math.prod(layer.kernel.shape[:-1])
+    if isinstance(layer, kinds.EinsumDense):
+        _, kernel, result = layer.equation.replace("->", ",").split(",")
+        sizes = zip(kernel, layer.kernel.shape, strict=True)
+        return math.prod(out) * math.prod(n for letter, n in sizes if letter not in result)
+    return None
+
+
+def _named(names: list[str], tensors: list[Any]) -> dict[str, Any]:
+    taken: dict[str, Any] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        name = re.sub(r"\W", "_", name)
+        taken[name if name not in taken else f"{name}_{len(taken)}"] = tensor
+    return taken
+
+
+@contextmanager
+def _no_hdf5_advice() -> Iterator[None]:
+    """Keep Keras's advice against `.h5` to itself: the user asked for that format by name."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "HDF5" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,226 @@
+"""The only place that calls `fit`: optimizer, loss, seed, history, progress and Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from secateur.datasets import Data
+from secateur.errors import SecateurError
+from secateur.project import release
+
+DECAYS = ("none", "cosine")
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a model is trained: the `[train]` block of a recipe.
+
+    optimizer: a Keras name ("adam", "sgd", ...). learning_rate: None takes the optimizer's own.
+    decay: "none", or "cosine" to zero over the training. batch_size in samples, epochs whole
+    passes (0: no training). loss: a Keras name; None takes the compiled one, else infers it.
+
+    >>> Train(epochs=2, batch_size=128)  # doctest: +NORMALIZE_WHITESPACE
+    Train(optimizer='adam', learning_rate=None, decay='none', batch_size=128, epochs=2, loss=None)
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float | None = None
+    decay: str = "none"
+    batch_size: int = 32
+    epochs: int = 1
+    loss: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise SecateurError(
+                f"decay {self.decay!r} received, expected one of {', '.join(DECAYS)}"
+            )
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise SecateurError(
+                f"learning_rate {self.learning_rate!r} received, expected a number above 0, as 0.001"
+            )
+        for name, least in (("batch_size", 1), ("epochs", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SecateurError(
+                    f"{name} {value!r} received, expected a whole number of at least {least}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What one training did: metric -> value per epoch, how many steps, how long."""
+
+    metrics: dict[str, list[float]]
+    epochs: int
+    steps: int
+    seconds: float
+
+
+def train(
+    model: Any,
+    data: Data,
+    settings: Train,
+    *,
+    seed: int,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    progress: Progress | None = None,
+    label: str = "train",
+) -> History:
+    """Train `model` in place on `data.train`, watching `data.validation`.
+
+    The seed decides initial optimizer state, dropout and shuffling. loss: overrides the settings.
+    Raises SecateurError without labels, for an unknown optimizer, or when the loss becomes NaN.
+    After Ctrl-C the weights are those of the last finished step and nothing stays attached.
+    """
+    split = data.train
+    if split.y is None:
+        raise SecateurError(
+            f"data {data.name!r} has no labels, training needs them; "
+            "give y, or set epochs = 0 to act on the weights alone"
+        )
+    keras.utils.set_random_seed(seed)
+    steps = -(-len(split) // settings.batch_size) * settings.epochs
+    loss = loss if loss is not None else settings.loss or infer_loss(model, split.x, split.y)
+    # Compiling anew also drops a training step that was traced with other callbacks.
+    model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
+    watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
+    if progress is not None:
+        watch.append(_Reporter(progress, label, steps))
+    validation = data.validation
+    start = time.perf_counter()
+    try:
+        history = model.fit(
+            split.x,
+            split.y,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            shuffle=True,
+            validation_data=None if validation is None else (validation.x, validation.y),
+            validation_batch_size=500,
+            callbacks=watch,
+            verbose=0,
+        )
+    finally:
+        release(model.optimizer)
+    seconds = time.perf_counter() - start
+    metrics = {name: [float(v) for v in values] for name, values in history.history.items()}
+    if not np.isfinite(metrics.get("loss", [0.0])).all():
+        raise SecateurError(
+            f"the loss became NaN while training {model.name!r} ({settings}); "
+            "lower learning_rate, or scale the inputs"
+        )
+    return History(metrics=metrics, epochs=settings.epochs, steps=steps, seconds=seconds)
+
+
+def compiled_loss(model: Any) -> Any:
+    """The loss a model was compiled with, None when it was not."""
+    return getattr(model, "loss", None) if getattr(model, "compiled", False) else None
+
+
+def infer_loss(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+    """The Keras loss that fits the model's output and the labels.
+
+    Whole-number labels (n,) with k >= 2 outputs: sparse cross-entropy; one-hot (n, k): cross-
+    entropy; labels 0 / 1 with one output: binary; floats of the output's shape: mean squared
+    error. Whether outputs are probabilities is read from the last activation, else from values.
+    Raises SecateurError, naming both shapes, when nothing fits.
+    """
+    outputs = keras.ops.convert_to_numpy(model(x[:32], training=False))
+    y = np.asarray(y)
+    units = outputs.shape[-1] if outputs.ndim > 1 else 1
+    whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
+    labels = np.squeeze(y, -1) if y.ndim == 2 and y.shape[-1] == 1 else y
+    activation = final_activation(model)
+    if whole and labels.ndim == 1 and units >= 2:
+        logits = not _are_probabilities(activation, outputs)
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+    if labels.ndim == 1 and units == 1 and set(np.unique(labels[:10_000]).tolist()) <= {0, 1}:
+        inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+        probability = activation == "sigmoid" or (activation is None and inside)
+        return keras.losses.BinaryCrossentropy(from_logits=not probability)
+    one_hot = y.ndim == 2 and units >= 2 and y.shape == (len(y), units) and _rows_are_one_hot(y)
+    if one_hot and activation == "sigmoid":
+        return keras.losses.BinaryCrossentropy()
+    if one_hot:
+        logits = not _are_probabilities(activation, outputs)
+        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+    if y.shape[1:] == outputs.shape[1:] or (labels.ndim == 1 and units == 1):
+        return keras.losses.MeanSquaredError()
+    raise SecateurError(
+        f"no loss fits labels of shape {y.shape} ({y.dtype}) to outputs of shape "
+        f"{(None, *outputs.shape[1:])}; give `loss` in the recipe's [train] block, or labels of "
+        "that shape"
+    )
+
+
+def final_activation(model: Any) -> str | None:
+    """Name of the activation that the outputs leave through; None when it cannot be told."""
+    layer = model
+    while isinstance(layer, keras.Model):
+        if not getattr(layer, "layers", None) or not getattr(layer, "outputs", None):
+            return None
+        layer = layer.outputs[0]._keras_history.operation
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(layer, "activation", None), "__name__", None)
+
+
+def _are_probabilities(activation: str | None, outputs: np.ndarray) -> bool:
+    if activation is not None:
+        return activation == "softmax"
+    return bool((outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))
+
+
+def _rows_are_one_hot(y: np.ndarray) -> bool:
+    return bool(np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all())
+
+
+def _optimizer(settings: Train, steps: int) -> Any:
+    try:
+        optimizer = keras.optimizers.get(settings.optimizer)
+    except ValueError:
+        raise SecateurError(
+            f"optimizer {settings.optimizer!r} received, expected a Keras name: adam, adamw, sgd, rmsprop"
+        ) from None
+    config = optimizer.get_config()
+    if settings.learning_rate is not None:
+        config["learning_rate"] = settings.learning_rate
+    if settings.decay == "cosine":
+        config["learning_rate"] = keras.optimizers.schedules.CosineDecay(
+            float(config["learning_rate"]), max(1, steps)
+        )
+    return type(optimizer).from_config(config)
+
+
+def _metrics(loss: Any) -> list[str]:
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    return ["accuracy"] if "crossentropy" in name.lower() else ["mae"]
+
+
+class _Reporter(keras.callbacks.Callback):
+    """Passes on how far training is; hooks the beginning of a batch, which stays asynchronous."""
+
+    def __init__(self, progress: Progress, label: str, steps: int):
+        super().__init__()
+        self._progress, self._label, self._steps = progress, label, steps
+        self._done = 0
+        self._text = ""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._done += 1
+        if self._done % max(1, self._steps // 100) == 0:
+            self._progress(self._label, self._done, self._steps, self._text)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy", "val_accuracy")}
+        self._text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        self._progress(self._label, self._done, self._steps, self._text)

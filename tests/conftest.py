@@ -1,0 +1,61 @@
+"""What every test shares: one backend per process, seeds, tools that CI must have."""
+
+import os
+
+# Before anything imports Keras: it reads these once, and never again.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+if os.environ["KERAS_BACKEND"] == "torch":
+    import torch  # noqa: F401 - first: loaded after another framework, its OpenMP runtime can clash
+
+import random
+import shutil
+import sys
+
+import hypothesis
+import numpy as np
+import pytest
+
+CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+# No deadline: the first example of a process pays for imports and compilation.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if CI else "local")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Seeds whatever is loaded; a test of pure arrays does not pay for an import of Keras."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - Keras itself draws from it
+    if "keras" in sys.modules:
+        import keras
+
+        keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def backend() -> str:
+    """The name of the Keras backend that this process tests."""
+    return os.environ["KERAS_BACKEND"]
+
+
+def system_tool(*names: str, package: str) -> str:
+    """The path of the first program found; missing: a skip that names it, in CI a failure."""
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    message = f"{names[0]} not found; install the system package {package}"
+    if CI:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium that can run headless."""
+    return system_tool("chromium", "chromium-browser", "google-chrome", package="chromium")
