@@ -30,7 +30,29 @@ _HOMES = {
 }
 _RENAMED = {"load_data": "load"}
 
-__all__ = list(_HOMES)  # noqa: PLE0604 - the one list of public names
+# In the order in which data flows, not of the alphabet.
+
+__all__ = [  # noqa: RUF022
+    "load_data",
+    "Data",
+    "inspect",
+    "Select",
+    "Schedule",
+    "Prune",
+    "KeepZeros",
+    "FineTune",
+    "Train",
+    "Export",
+    "Step",
+    "Recipe",
+    "compress",
+    "Promise",
+    "export",
+    "measure",
+    "run",
+    "Run",
+    "SecateurError",
+]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

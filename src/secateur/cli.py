@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from secateur.errors import SecateurError
 
@@ -77,7 +76,6 @@ def run(
     """Carry a model through a recipe: train, compress, export, reload, measure, report.
 
     Examples:
-
       secateur run lab --data mnist --out out/
 
       secateur run my-recipe.toml --model model.keras --data data.npz --out out/
@@ -135,11 +133,12 @@ def export(
         load_model(model), wanted, out, stage=model.stem, imports=tuple(imports or ())
     )
     write_manifest(out, artifacts)
-    table = Table("file", "bytes", "largest difference to the model")
     for artifact in artifacts:
-        parity = artifact.parity.get("relative_rms")
-        table.add_row(str(artifact.path), f"{artifact.bytes:,}", f"{parity:.2e} (relative RMS)")
-    _out.print(table)
+        _out.print(
+            f"{artifact.path}: {artifact.bytes:,} bytes, reloaded; outputs differ from the model's by "
+            f"{artifact.parity['relative_rms']:.1e} (relative RMS)",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -171,7 +170,9 @@ def measure(
     if as_json:
         print(json.dumps(records, indent=2))
         return
-    _out.print(_measurements(records))
+    from secateur.reporting.console import measurements
+
+    _out.print(measurements(records))
 
 
 @app.command()
@@ -185,7 +186,6 @@ def inspect(
     """Weights, roles, shapes, sparsity and values; with --recipe what would be changed.
 
     Examples:
-
       secateur inspect model.keras --recipe lab
 
       secateur inspect before.h5 after.keras
@@ -195,18 +195,21 @@ def inspect(
     with _frameworks():
         from secateur import inspection
     _import_all(imports)
+    from secateur.reporting import console
+
     found = [inspection.inspect(file) for file in files]
     if len(found) == 2:
-        _out.print(_side_by_side(found))
+        _out.print(console.side_by_side([f.to_record() for f in found]))
         for sentence in inspection.differences(*found):
             _out.print(sentence, highlight=False)
         return
-    _out.print(_weights(found[0]))
+    _out.print(console.weights(found[0].to_record()))
     if recipe is not None:
         with _frameworks():
             from secateur.recipe import Recipe
             from secateur.runtimes.keras import load_model
-        _out.print(_plan(Recipe.load(recipe).plan(load_model(files[0])), recipe))
+        plan = Recipe.load(recipe).plan(load_model(files[0]))
+        _out.print(console.plan([change.to_record() for change in plan], recipe))
 
 
 @app.command()
@@ -373,67 +376,3 @@ def _show(
         if path is not None:
             write(runs, path)
             _out.print(f"wrote {path}", highlight=False, markup=False)
-
-
-def _measurements(records: list[dict[str, Any]]) -> Table:
-    columns = [k for k in records[0] if k != "path" and any(r.get(k) is not None for r in records)]
-    table = Table("", *[Path(r["path"]).name for r in records])
-    for key in columns:
-        table.add_row(key.replace("_", " "), *[_cell(key, r.get(key)) for r in records])
-    return table
-
-
-def _cell(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_cell(k, v)}" for k, v in value.items() if v is not None)
-    if isinstance(value, float):
-        percent = key in ("accuracy", "top5", "sparsity")
-        return f"{100 * value:.2f} %" if percent else f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
-
-
-def _weights(found: Any) -> Table:
-    title = (
-        f"{found.name}: {found.parameters:,} parameters ({found.trainable:,} trainable, "
-        f"{found.non_trainable:,} not), {100 * found.sparsity:.2f} % zeros"
-    )
-    if found.bytes is not None:
-        title += f", {found.bytes:,} bytes ({found.gzip_bytes:,} gzipped)"
-    table = Table(
-        "weight", "layer", "role", "shape", "elements", "zeros", "min", "mean", "max", title=title
-    )
-    for w in found.weights:
-        values = ["-" if w[k] is None else f"{w[k]:.4g}" for k in ("min", "mean", "max")]
-        note = f"  ({w['not_finite']:,} NaN or infinite)" if w["not_finite"] else ""
-        table.add_row(
-            escape(w["path"]) + note,
-            w["class"],
-            w["role"],
-            "x".join(map(str, w["shape"])),
-            f"{w['size']:,}",
-            f"{w['zeros']:,} ({100 * w['sparsity']:.1f} %)",
-            *values,
-        )
-    return table
-
-
-def _side_by_side(found: list[Any]) -> Table:
-    table = Table("", *[f.name for f in found])
-    for key in ("parameters", "trainable", "non_trainable", "nonzero", "optimizer_elements"):
-        table.add_row(key.replace("_", " "), *[f"{getattr(f, key):,}" for f in found])
-    table.add_row("zeros", *[f"{100 * f.sparsity:.2f} %" for f in found])
-    for key in ("bytes", "gzip_bytes"):
-        values = [getattr(f, key) for f in found]
-        shown = [f"{v:,} ({v / 1e6:.3f} MB, {v / 2**20:.3f} MiB)" for v in values]
-        table.add_row(key.replace("_", " "), *shown)
-    return table
-
-
-def _plan(plan: Any, recipe: str) -> Table:
-    table = Table(
-        "step", "weight", "elements", "what happens", title=f"what {recipe} would do (dry run)"
-    )
-    for change in plan:
-        what = change.how if change.changed else f"[dim]skipped: {escape(str(change.reason))}[/dim]"
-        table.add_row(change.step, escape(change.path), f"{change.size:,}", what)
-    return table

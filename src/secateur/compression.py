@@ -143,14 +143,14 @@ def train_control(
     *,
     loss: Any = None,
     progress: Progress | None = None,
-) -> Stage | None:
+) -> Stage:
     """Train the dense model in place exactly as long as the steps did, with nothing pruned.
 
-    None when no step trains. Same optimizer, batches and seeds: the only difference is the method.
+    Same optimizer, batches and seeds: the only difference is the method.
     """
     histories = []
     for number, step in enumerate(recipe.steps):
-        settings = recipe.train_of(step) if isinstance(step, Step) else recipe.train
+        settings = recipe.train_of(step)
         if settings.epochs:
             histories.append(
                 train(
@@ -163,9 +163,8 @@ def train_control(
                     label="control",
                 )
             )
-    if not histories:
-        return None
-    return Stage(name="control", method="control", model=model, history=_joined(histories))
+    history = _joined(histories) if histories else None
+    return Stage(name="control", method="control", model=model, history=history)
 
 
 def copy_model(model: Any) -> Any:

@@ -16,10 +16,9 @@ import numpy as np
 from secateur import conversion
 from secateur.artifact import Artifact, describe, staged
 from secateur.errors import SecateurError
-from secateur.promises import Finding, Promise, check, require
-from secateur.runtimes import Constant, Session, runtime_for
-from secateur.runtimes.keras import KerasSession, leaves, save_model
-from secateur.weights import Weight, weight_table
+from secateur.promises import Finding, Promise, require
+from secateur.runtimes import Session, runtime_for
+from secateur.runtimes.keras import KerasSession, save_model
 
 FORMATS = {"keras": ".keras", "h5": ".h5", "float32": ".tflite", "dynamic": ".tflite"}
 
@@ -77,9 +76,13 @@ class Layout:
 
 LAYOUTS = (
     Layout(name="(..., in, out) -> (out, ..., in)", ranks=(2, 3, 4, 5), source=-1, target=0),
-    Layout(name="(..., in, multiplier) -> (1, ..., in * multiplier)", ranks=(3, 4), channels=(-2, -1)),
+    Layout(
+        name="(..., in, multiplier) -> (1, ..., in * multiplier)", ranks=(3, 4), channels=(-2, -1)
+    ),
     Layout(name="(..., out, in) -> (out, ..., in)", ranks=(3, 4), source=-2, channels=(-2,)),
-    Layout(name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), source=0, target=-1, channels=(1, 2)),
+    Layout(
+        name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), source=0, target=-1, channels=(1, 2)
+    ),
     Layout(name="as in Keras", ranks=(1, 2, 3, 4, 5)),
 )
 

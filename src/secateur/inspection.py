@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Inspection:
     def sparsity(self) -> float:
         """Fraction of zeros over all parameters, in [0, 1]."""
         return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "sparsity": self.sparsity}
 
 
 def inspect(subject: Any) -> Inspection:

@@ -61,6 +61,10 @@ class Projection:
 
         def finalize_and_project(var_list: Any) -> None:
             finalize(optimizer, var_list)  # with EMA: overwrites the weights with averages
+            if optimizer.use_ema and keras.backend.backend() == "jax":
+                # Keras 3.15 leaves weight and average one buffer; the next step donates it twice.
+                for variable in var_list:
+                    variable.assign(ops.copy(variable.value))
             write_zeros()
 
         optimizer.apply = apply_and_project
@@ -175,10 +179,15 @@ class ProjectionCallback(keras.callbacks.Callback):
         raise NotImplementedError
 
     @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one epoch, None when the data set does not know its length."""
+        return (self.params or {}).get("steps")
+
+    @property
     def total_steps(self) -> int | None:
         """Steps of the whole training, None when the data set does not know its length."""
-        steps = (self.params or {}).get("steps")
-        return None if steps is None else steps * self.params["epochs"]
+        steps = self.steps_per_epoch
+        return None if steps is None else steps * (self.params or {})["epochs"]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attach, and have the training step traced anew so that it knows of the masks."""
@@ -195,7 +204,7 @@ class ProjectionCallback(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Let the method change masks before this step."""
-        steps = (self.params or {}).get("steps")
+        steps = self.steps_per_epoch
         position = self._batches_seen if steps is None else self._epoch * steps + batch
         self._batches_seen += 1
         if self.projection is not None:

@@ -67,7 +67,7 @@ class Recipe:
     True
     """
 
-    steps: Sequence[Step | Method] = ()
+    steps: Sequence[Any] = ()  # of Step or Method; a tuple of Step once made
     train: Train = field(default_factory=Train)
     export: Export = field(default_factory=Export)
     seed: int = 0
@@ -90,7 +90,7 @@ class Recipe:
         """What every step would do to every weight of `model`; changes nothing."""
         table = weight_table(model)
         changes: list[Change] = []
-        for step in self._steps():
+        for step in self.steps:
             changes.extend(step.method.plan(table))
         return Plan(changes)
 
@@ -101,7 +101,7 @@ class Recipe:
     def stage_names(self) -> tuple[str, ...]:
         """A name for the result of each step: `pruned`, `tuned`, `pruned-2`, ..."""
         names: list[str] = []
-        for step in self._steps():
+        for step in self.steps:
             stage = step.method.stage
             seen = sum(n == stage or n.startswith(f"{stage}-") for n in names)
             names.append(stage if not seen else f"{stage}-{seen + 1}")
@@ -115,7 +115,7 @@ class Recipe:
             if getattr(self, k) is not None
         }
         found["train"] = _plain(self.train)
-        found["steps"] = [self._step_to_dict(step) for step in self._steps()]
+        found["steps"] = [self._step_to_dict(step) for step in self.steps]
         found["export"] = _plain(self.export)
         return found
 
@@ -164,14 +164,15 @@ class Recipe:
             f"no recipe {str(name)!r}; {_nearest(str(name), known)}, or give a .toml file"
         )
 
-    def _steps(self) -> tuple[Step, ...]:
-        return tuple(s for s in self.steps if isinstance(s, Step))
-
     def _step_to_dict(self, step: Step) -> dict[str, Any]:
         plain = {"method": step.method.kind, **_plain(step.method)}
         if step.train is not None:
-            base = _plain(self.train)
-            plain["train"] = {k: v for k, v in _plain(step.train).items() if base.get(k) != v}
+            base = dataclasses.asdict(self.train)
+            plain["train"] = {
+                k: "auto" if v is None else v
+                for k, v in dataclasses.asdict(step.train).items()
+                if base[k] != v
+            }
         return plain
 
 
@@ -201,12 +202,20 @@ def _build_step(found: Any, train: Train, where: str) -> Step:
         raise SecateurError(f"{where}: method {kind!r} received; {_nearest(str(kind), METHODS)}")
     override = found.pop("train", None)
     own = (
-        None if override is None else _build(Train, {**_plain(train), **override}, f"{where} train")
+        None
+        if override is None
+        else _build(Train, _merged(train, override, where), f"{where} train")
     )
     for key, cls in _NESTED.items():
         if key in found and not isinstance(found[key], cls):
             found[key] = _build(cls, found[key], f"{where} {key}")
     return Step(method=_build(METHODS[kind], found, f"{where} ({kind})"), train=own)
+
+
+def _merged(train: Train, override: Any, where: str) -> dict[str, Any]:
+    if not isinstance(override, Mapping):
+        raise SecateurError(f"{where} train must be a table of keys, received {override!r}")
+    return {**dataclasses.asdict(train), **override}
 
 
 def _build(cls: type, found: Any, where: str) -> Any:

@@ -25,6 +25,7 @@ class Train:
     optimizer: a Keras name ("adam", "sgd", ...). learning_rate: None takes the optimizer's own.
     decay: "none", or "cosine" to zero over the training. batch_size in samples, epochs whole
     passes (0: no training). loss: a Keras name; None takes the compiled one, else infers it.
+    "auto" means None, which TOML cannot write.
 
     >>> Train(epochs=2, batch_size=128)  # doctest: +NORMALIZE_WHITESPACE
     Train(optimizer='adam', learning_rate=None, decay='none', batch_size=128, epochs=2, loss=None)
@@ -38,6 +39,9 @@ class Train:
     loss: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "loss"):
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, None)
         if self.decay not in DECAYS:
             raise SecateurError(
                 f"decay {self.decay!r} received, expected one of {', '.join(DECAYS)}"
@@ -82,7 +86,7 @@ def train(
     After Ctrl-C the weights are those of the last finished step and nothing stays attached.
     """
     split = data.train
-    if split.y is None:
+    if split is None or split.y is None:
         raise SecateurError(
             f"data {data.name!r} has no labels, training needs them; "
             "give y, or set epochs = 0 to act on the weights alone"

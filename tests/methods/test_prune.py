@@ -193,5 +193,10 @@ def test_data_of_unknown_length_need_a_schedule_in_steps():
         model().fit(batches(), shuffle=False, verbose=0, callbacks=[Prune(sparsity=0.8).callback()])
     net = model()
     schedule = Schedule(shape="constant", begin=1, end=2, unit="steps")
-    net.fit(batches(), shuffle=False, verbose=0, callbacks=[Prune(sparsity=0.8, schedule=schedule).callback()])
+    net.fit(
+        batches(),
+        shuffle=False,
+        verbose=0,
+        callbacks=[Prune(sparsity=0.8, schedule=schedule).callback()],
+    )
     assert zeros(net)["first/kernel"] == 160

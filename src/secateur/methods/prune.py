@@ -174,7 +174,7 @@ class PruneCallback(ProjectionCallback):
                     "or pass steps_per_epoch to fit"
                 )
             total = int(schedule.end) + 1
-        timetable = schedule.resolve(total, self.params.get("steps") or total)
+        timetable = schedule.resolve(total, self.steps_per_epoch or total)
         if timetable.cut_off:
             last = timetable.latest(total - 1)
             reached = 0.0 if last is None else timetable.value(last, self.method.sparsity)

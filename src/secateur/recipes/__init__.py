@@ -14,9 +14,9 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def explanation(text: str) -> str:
-    """The comment that a recipe's text opens with, as one paragraph.
+    r"""The comment that a recipe's text opens with, as one paragraph.
 
-    >>> explanation('# Does this,\\n# then that.\\nname = "x"')
+    >>> explanation('# Does this,\n# then that.\nname = "x"')
     'Does this, then that.'
     """
     lines = []

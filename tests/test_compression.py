@@ -1,0 +1,124 @@
+"""`compress`: a new model with its promises; the one passed in is never touched by accident."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from secateur.arrays.schedules import Schedule
+from secateur.compression import check_promises, compress, copy_model
+from secateur.datasets import load
+from secateur.errors import SecateurError
+from secateur.methods.keep_zeros import KeepZeros
+from secateur.methods.prune import Prune
+from secateur.recipe import Recipe, Step
+from secateur.training import Train
+from secateur.weights import weight_table
+
+RNG = np.random.default_rng(0)
+DATA = load((RNG.random((120, 6), dtype=np.float32), RNG.integers(0, 3, 120)))
+FAST = Train(batch_size=16, epochs=1)
+
+
+def net():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="x")
+    x = layers.Dense(8, activation="relu", name="hidden")(inputs)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x), name="net")
+
+
+def snapshot(model):
+    return [w.copy() for w in model.get_weights()]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_steps_follow_each_other_and_every_promise_holds_at_the_end():
+    model = net()
+    before = snapshot(model)
+    recipe = Recipe(steps=[Prune(sparsity=0.5), KeepZeros(), Prune(sparsity=0.75)], train=FAST)
+    small = compress(model, recipe, DATA)
+    assert same(snapshot(model), before)
+    assert [s.name for s in small.stages] == ["pruned", "tuned", "pruned-2"]
+    assert {p.path: p.count for p in small.promises} == {"hidden/kernel": 36, "head/kernel": 18}
+    # What was zero after the first step is still zero after the third.
+    first = {p.path: p.value for p in small.stages[0].promises}
+    for path, value in first.items():
+        assert (weight_table(small.model)[path].read()[value] == 0).all()
+    assert [w.name for w in small.model.layers] == [w.name for w in model.layers]
+
+
+def test_without_data_every_step_acts_at_once():
+    small = compress(net(), Recipe(steps=[Prune(sparsity=0.5)]))
+    assert small.stages[0].history is None
+    assert {p.count for p in small.promises} == {24, 12}
+
+
+def test_a_failing_call_leaves_the_model_bit_for_bit(monkeypatch):
+    for inplace in (False, True):
+        model = net()
+        before = snapshot(model)
+
+        def stop(self, epoch, logs=None):
+            raise RuntimeError("disk on fire")
+
+        monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_epoch_end", stop, raising=False)
+        with pytest.raises(RuntimeError):
+            compress(model, Recipe(steps=[Prune(sparsity=0.5)], train=FAST), DATA, inplace=inplace)
+        assert same(snapshot(model), before)
+
+
+def test_inplace_changes_the_model_itself():
+    model = net()
+    small = compress(model, Recipe(steps=[Prune(sparsity=0.5)]), inplace=True)
+    assert small.model is model
+    assert int((weight_table(model)["hidden/kernel"].read() == 0).sum()) == 24
+
+
+class Sub(keras.Model):
+    def __init__(self, width):
+        super().__init__()
+        self.width = width  # not in get_config: cannot be cloned
+        self.inner = layers.Dense(width, name="inner")
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_a_model_that_cannot_be_cloned_must_be_passed_inplace():
+    model = Sub(4)
+    model(np.zeros((1, 6), np.float32))
+    with pytest.raises(SecateurError, match="inplace=True"):
+        compress(model, Recipe(steps=[Prune(sparsity=0.5)]))
+    compress(model, Recipe(steps=[Prune(sparsity=0.5)]), inplace=True)
+    assert int((weight_table(model)["inner/kernel"].read() == 0).sum()) == 12
+
+
+class Scaled(layers.Dense):
+    """A user's layer that was never registered."""
+
+
+def test_a_users_unregistered_layer_is_copied():
+    model = keras.Sequential([keras.Input((6,)), Scaled(3, name="mine")])
+    copy = copy_model(model)
+    assert type(copy.layers[0]) is Scaled
+    assert same(snapshot(copy), snapshot(model))
+
+
+def test_a_broken_promise_is_found_and_named():
+    small = compress(net(), Recipe(steps=[Prune(sparsity=0.5)]))
+    kernel = weight_table(small.model)["hidden/kernel"]
+    kernel.variable.assign(np.where(kernel.read() == 0, 0.5, kernel.read()))
+    with pytest.raises(SecateurError, match="zeros at 24 of 48 weights of hidden/kernel"):
+        check_promises(small.model, small.promises)
+
+
+def test_a_step_may_train_differently_and_the_schedule_follows_its_training():
+    step = Step(
+        method=Prune(sparsity=0.5, schedule=Schedule(every=1)), train=Train(batch_size=8, epochs=2)
+    )
+    small = compress(net(), Recipe(steps=[step], train=FAST), DATA)
+    assert small.stages[0].history.steps == 2 * -(-len(DATA.train) // 8)
+    assert small.stages[0].curve[-1][1] == 0.5
