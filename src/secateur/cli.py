@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -296,6 +297,8 @@ def _frameworks() -> Iterator[None]:
         with quiet():
             import keras  # noqa: F401
 
+            # TensorFlow advises users of tf.function, which nobody here calls.
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)
             yield
     except ModuleNotFoundError as error:
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")

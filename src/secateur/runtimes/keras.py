@@ -196,7 +196,7 @@ def _macs(layer: Any) -> int | None:
 def _named(names: list[str], tensors: list[Any]) -> dict[str, Any]:
     taken: dict[str, Any] = {}
     for name, tensor in zip(names, tensors, strict=True):
-        name = re.sub(r"\W", "_", name)
+        name = re.sub(r"\W", "_", name, flags=re.ASCII).lstrip("_") or "tensor"
         taken[name if name not in taken else f"{name}_{len(taken)}"] = tensor
     return taken
 

@@ -1,0 +1,357 @@
+"""The command line as a user meets it: what it shows, and one line for everything that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from secateur import cli
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "160"}
+
+
+@pytest.fixture
+def secateur(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process; returns exit code, standard output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, words)])
+        for console in (cli._out, cli._err):
+            monkeypatch.setattr(console, "_width", 200)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def shell(*words, cwd, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "secateur", *map(str, words)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+RECIPE = """
+[train]
+epochs = 2
+[[steps]]
+method = "prune"
+sparsity = 0.8
+schedule = { end = 0.5, every = 5 }
+[export]
+formats = ["keras", "float32", "dynamic"]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A user's own model, trained on raw 0..16 digits, with its data in Keras's layout."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("user")
+    digits = load_digits()
+    x, y = digits.images.astype("uint8"), digits.target
+    np.savez(
+        folder / "data.npz", x_train=x[:1400], y_train=y[:1400], x_test=x[1400:], y_test=y[1400:]
+    )
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Rescaling(1 / 16),
+            layers.Conv2D(8, 3, activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(10, activation="softmax", name="head"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(x[:1400, ..., None], y[:1400], epochs=12, verbose=0)
+    model.save(folder / "model.keras")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def test_a_users_model_and_data_go_through_a_recipe_of_their_own(secateur, trained, tmp_path):
+    code, out, err = secateur(
+        "run", trained / "recipe.toml", "--model", trained / "model.keras",
+        "--data", trained / "data.npz", "--out", "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "baseline accuracy" in err
+    for row in ("baseline-float32", "pruned-dynamic", "control-keras"):
+        assert row in out
+    assert "wrote out/report.html" in out
+    assert (tmp_path / "out" / "report.html").exists()
+
+    code, out, _ = secateur(
+        "report",
+        "out",
+        "--html",
+        "p.html",
+        "--csv",
+        "t.csv",
+        "--markdown",
+        "t.md",
+        "--json",
+        "t.json",
+    )
+    assert code == 0
+    assert all(
+        (tmp_path / name).stat().st_size > 100 for name in ("p.html", "t.csv", "t.md", "t.json")
+    )
+
+    code, out, _ = secateur(
+        "measure",
+        "out/pruned-dynamic.tflite",
+        "out/pruned-keras.keras",
+        "--data",
+        trained / "data.npz",
+        "--json",
+    )
+    first, second = json.loads(out)
+    assert first["n"] == second["n"] == 397
+    assert abs(first["accuracy"] - second["accuracy"]) < 0.02
+    assert first["bytes"] == (tmp_path / "out/pruned-dynamic.tflite").stat().st_size
+
+    code, out, _ = secateur("inspect", "out/baseline-keras.keras", "out/pruned-keras.keras")
+    assert code == 0
+    assert "The parameter count is the same" in out
+
+
+def test_inspect_shows_weights_and_what_a_recipe_would_do_without_data(secateur, trained):
+    code, out, _ = secateur("inspect", trained / "model.keras", "--recipe", trained / "recipe.toml")
+    assert code == 0
+    assert "conv/kernel" in out
+    assert "3x3x1x8" in out
+    assert "80 % zeros, l1, unstructured" in out
+    assert "skipped: role bias is not selected" in out
+
+
+def test_export_needs_no_data(secateur, trained, tmp_path):
+    code, out, err = secateur(
+        "export", trained / "model.keras", "--formats", "float32,dynamic", "--out", "files"
+    )
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "files").iterdir()} == {
+        "model-float32.tflite",
+        "model-dynamic.tflite",
+        "manifest.json",
+    }
+
+
+def test_recipes_are_listed_explained_and_printed(secateur):
+    code, out, _ = secateur("recipes")
+    assert code == 0
+    assert "lab" in out and "dense model with the same extra training" in " ".join(out.split())
+    code, out, _ = secateur("recipes", "lab")
+    assert 'method = "prune"' in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "lbb"], "did you mean 'lab'"),
+        (["run", "demo", "--model", "none.keras"], "none.keras is not a file"),
+        (["run", "demo", "--data", "none.npz"], "none.npz"),
+        (["run", "demo", "--scale", "huge"], "--scale 'huge' received"),
+        (["run", "demo", "--import", "no_such_module"], "no_such_module"),
+        (["run", "demo", "--seeds", "0"], "--seeds 0 received"),
+        (["measure", "none.tflite"], "none.tflite"),
+        (["measure", "text.tflite"], "text.tflite"),
+        (["inspect", "text.keras"], "text.keras"),
+        (["inspect", "a.h5", "b.h5", "c.h5"], "3 files received"),
+        (["report", "nowhere"], "nowhere"),
+        (["export", "text.keras"], "text.keras"),
+        (["recipes", "nothing"], "known: demo, lab"),
+        (["run", "bad.toml", "--data", "digits", "--model", "lenet-300-100"], "did you mean 'sparsity'"),
+        (["run", "demo", "--data", "nan.npz"], "NaN"),
+        (["run", "demo", "--data", "labels.npz"], "label 12"),
+        (["run", "demo", "--data", "object.npz"], "object.npz"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_with_an_exit_code(secateur, tmp_path, words, message):
+    (tmp_path / "text.tflite").write_text("not a model")
+    (tmp_path / "text.keras").write_text("not a model")
+    (tmp_path / "bad.toml").write_text('[[steps]]\nmethod = "prune"\nsparcity = 0.5\n')
+    x, y = np.zeros((60, 8, 8), np.float32), np.arange(60) % 10
+    np.savez(tmp_path / "nan.npz", x=np.where(np.arange(60)[:, None, None] == 7, np.nan, x), y=y)
+    np.savez(tmp_path / "labels.npz", x=x, y=np.where(y == 9, 12, y))
+    np.savez(tmp_path / "object.npz", x=np.array([{}, []], dtype=object), y=y[:2])
+    code, _, err = secateur(*words)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_weights_and_a_model_at_chance_level_stop_before_anything_is_written(
+    secateur, tmp_path
+):
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+    model.save(tmp_path / "untrained.keras")
+    code, _, err = secateur("run", "demo", "--model", "untrained.keras")
+    assert code == 1
+    assert "at chance level" in err and "--scale" in err
+    assert not [p for p in (tmp_path / "out").glob("*") if p.name != ".stages"]
+    kernel = np.array(model.get_weights()[0])
+    kernel[0, 0] = np.nan
+    model.layers[-1].set_weights([kernel, model.get_weights()[1]])
+    model.save(tmp_path / "nan.keras")
+    code, _, err = secateur("export", "nan.keras", "--out", "files")
+    assert code == 1
+    assert "NaN" in err
+    assert not (tmp_path / "files").exists() or not list((tmp_path / "files").iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = shell("run", "lbb", "--debug", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "Traceback" not in shell("run", "lbb", cwd=tmp_path).stderr
+
+
+LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable("mine")
+class Doubled(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+def test_a_custom_layer_comes_by_import_also_into_the_conversion(tmp_path):
+    (tmp_path / "mylayers.py").write_text(LAYER)
+    script = (
+        "import keras, mylayers; keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), "
+        "mylayers.Doubled(), keras.layers.Dense(10)]).save('custom.keras')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        env=ENVIRONMENT,
+    )
+    refused = shell("export", "custom.keras", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "--import" in refused.stderr
+    done = shell("export", "custom.keras", "--import", "mylayers", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "custom-dynamic.tflite").exists()
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x), layers.Dense(1)])
+    model.save(tmp_path / "lambda.keras")
+    result = shell("inspect", "lambda.keras", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
+    command = [sys.executable, "-m", "secateur", "run", "demo", "--out", "out"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    marker = tmp_path / "out" / ".stages" / "baseline.json"
+    for _ in range(600):
+        if marker.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "carries on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert not [p for p in (tmp_path / "out").rglob("*") if "tmp" in p.name]
+    done = shell("run", "demo", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "baseline: carried over" in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
+    script = (
+        "import resource, sys, secateur.cli as cli; from secateur import pipeline; "
+        "import keras; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "sys.argv = ['secateur', 'run', 'demo', '--out', 'out']; cli.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "out" in result.stderr.strip().splitlines()[-1]
+    assert not [
+        p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.stat().st_size >= 100_000
+    ]
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["measure", "--help"]])
+def test_help_imports_nothing_heavy(words, tmp_path):
+    script = (
+        "import sys, contextlib, secateur.cli as cli; sys.argv = ['secateur', *sys.argv[1:]]\n"
+        "with contextlib.suppress(SystemExit): cli.main()\n"
+        "assert not {'numpy', 'keras', 'tensorflow', 'jax', 'torch', 'sklearn'} & set(sys.modules), 'heavy'"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+
+
+def test_measuring_a_tflite_from_the_command_line_imports_no_framework(secateur, trained, tmp_path):
+    secateur("export", trained / "model.keras", "--formats", "float32", "--out", "files")
+    script = (
+        "import sys, contextlib, secateur.cli as cli; sys.argv = ['secateur', *sys.argv[1:]]\n"
+        "with contextlib.suppress(SystemExit): cli.main()\n"
+        "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules), 'heavy'"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "measure", "files/model-float32.tflite", "--data", str(trained / "data.npz")],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout

@@ -1,0 +1,236 @@
+"""Whole Runs on real data: what is written, what is carried on, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from secateur import pipeline
+from secateur.arrays.schedules import Schedule
+from secateur.datasets import load
+from secateur.errors import SecateurError
+from secateur.methods.prune import Prune
+from secateur.recipe import Export, Recipe
+from secateur.training import Train
+
+ROOT = Path(__file__).parent.parent
+SMALL = Recipe(
+    steps=[Prune(sparsity=0.8, schedule=Schedule(end=0.5, every=5))],
+    train=Train(epochs=3),
+    export=Export(formats=("keras", "float32", "dynamic")),
+    name="small",
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    said = []
+    out = tmp_path_factory.mktemp("run")
+    run = pipeline.run("lenet-300-100", SMALL, digits, out, say=said.append)
+    return run, said
+
+
+def test_a_run_leaves_a_record_a_manifest_and_verified_files(finished):
+    run, _ = finished
+    names = {p.name for p in run.path.iterdir()}
+    stages = ("baseline", "pruned")
+    assert names == {"run.json", "manifest.json", "recipe.toml", "control-keras.keras"} | {
+        f"{s}-{f}" for s in stages for f in ("keras.keras", "float32.tflite", "dynamic.tflite")
+    }
+    assert json.loads((run.path / "run.json").read_text()) == run.record
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    import hashlib
+
+    for file in manifest["files"]:
+        content = (run.path / file["path"]).read_bytes()
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["bytes"] == len(content)
+
+
+def test_the_rows_say_what_the_files_are(finished):
+    run, _ = finished
+    rows = {r["row"]: r for r in run.record["rows"]}
+    assert set(rows) == {
+        *(f"{s}-{f}" for s in ("baseline", "pruned") for f in ("keras", "float32", "dynamic")),
+        "control-keras",
+    }
+    assert all(r["n"] == 360 and 0.8 < r["accuracy"] <= 1 for r in rows.values())
+    # 0.8 of 19,200 + 30,000 + 1,000, each rounded for itself
+    assert rows["pruned-float32"]["zeros"] == 15_360 + 24_000 + 800
+    assert rows["pruned-dynamic"]["zeros"] >= 40_160
+    assert rows["pruned-dynamic"]["gzip_bytes"] < 0.5 * rows["baseline-dynamic"]["gzip_bytes"]
+    assert abs(rows["pruned-float32"]["accuracy"] - rows["pruned-keras"]["accuracy"]) <= 1 / 360
+    assert rows["pruned-float32"]["parameters"] == rows["baseline-float32"]["parameters"] == 50_610
+
+
+def test_the_baseline_is_introduced_before_anything_else(finished):
+    _, said = finished
+    assert said[0].startswith("baseline accuracy")
+
+
+def test_the_control_trains_as_long_as_the_steps(finished):
+    run, _ = finished
+    stages = {s["name"]: s for s in run.record["stages"]}
+    assert stages["control"]["steps"] == stages["pruned"]["steps"] == 3 * 41
+    assert all(
+        w["zeros"] < 0.1 * w["size"] for w in stages["control"]["weights"] if w["role"] == "kernel"
+    )
+
+
+def test_the_model_of_a_run_is_the_pruned_one_and_opens_in_plain_keras(finished):
+    run, _ = finished
+    kernels = [
+        keras.ops.convert_to_numpy(v) for v in run.model.trainable_weights if v.name == "kernel"
+    ]
+    assert [int((k == 0).sum()) for k in kernels] == [15_360, 24_000, 800]
+    script = (
+        "import sys, keras; keras.saving.load_model(sys.argv[1]); "
+        "assert not any(m.startswith('secateur') for m in sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(run.path / "pruned-keras.keras")],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_a_finished_run_is_returned_and_a_different_one_is_not_overwritten(finished, digits):
+    run, _ = finished
+    said = []
+    again = pipeline.run("lenet-300-100", SMALL, digits, run.path, say=said.append)
+    assert again.record == run.record
+    assert "already holds" in said[0]
+    with pytest.raises(SecateurError, match="holds another run .*--overwrite"):
+        pipeline.run("lenet-300-100", SMALL, digits, run.path, seed=5)
+
+
+def test_the_page_and_the_notebook_view(finished, tmp_path):
+    run, _ = finished
+    page = run.report(tmp_path / "page.html")
+    assert "<html" in page.read_text(encoding="utf-8")
+    assert "pruned" in run._repr_html_()
+    assert "smaller" in run.headline
+
+
+def test_the_same_seed_repeats_every_weight_and_another_seed_does_not(finished, digits, tmp_path):
+    run, _ = finished
+    recipe = Recipe(**{**SMALL.__dict__, "export": Export(formats=("keras",)), "control": False})
+    weights = {}
+    for name, seed in (("same", 0), ("other", 1)):
+        data = load("digits", seed=seed)
+        model = pipeline.run("lenet-300-100", recipe, data, tmp_path / name, seed=seed).model
+        weights[name] = model.get_weights()
+    first = run.model.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(first, weights["same"], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, weights["other"], strict=True))
+
+
+SCRIPT = """
+import sys
+from secateur import pipeline
+from secateur.datasets import load
+from tests.test_pipeline import SMALL
+run = pipeline.run("lenet-300-100", SMALL, load("digits"), sys.argv[1], say=lambda t: print(t, flush=True))
+"""
+
+
+def test_a_killed_run_is_carried_on_and_ends_with_the_same_weights(finished, tmp_path):
+    run, _ = finished
+    out = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", SCRIPT, str(out)]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    marker = out / ".stages" / "pruned.json"
+    for _ in range(600):
+        if marker.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert marker.exists()
+    assert not (out / "run.json").exists()
+    said = []
+    again = pipeline.run("lenet-300-100", SMALL, load("digits"), out, say=said.append)
+    assert "pruned: carried over from the interrupted run" in said
+    assert not (out / ".stages").exists()
+    rows, first = ({r["row"]: r["sha256"] for r in _files(x)} for x in (again, run))
+    assert {k: v for k, v in rows.items() if k.endswith(".tflite")} == {
+        k: v for k, v in first.items() if k.endswith(".tflite")
+    }
+
+
+def _files(run):
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    return [{"row": f["path"], "sha256": f["sha256"]} for f in manifest["files"]]
+
+
+def own_model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10, name="head")]
+    )
+
+
+def test_a_model_at_chance_level_stops_with_a_hint(digits, tmp_path):
+    with pytest.raises(SecateurError, match=r"at chance level .*--scale"):
+        pipeline.run(own_model(), SMALL, digits, tmp_path / "chance")
+
+
+def test_a_users_model_is_taken_as_trained_and_left_unchanged(digits, tmp_path):
+    model = own_model()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    model.fit(digits.train.x[..., None], digits.train.y, epochs=10, verbose=0)
+    before = [w.copy() for w in model.get_weights()]
+    run = pipeline.run(model, SMALL, digits, tmp_path / "own")
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    baseline = next(s for s in run.record["stages"] if s["name"] == "baseline")
+    assert baseline["epochs"] == 0
+    assert any("(8, 8, 1)" in note or "8" in note for note in run.record["data"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("lab-cn", "digits", "lab-cnn"),
+        ("missing.keras", "digits", "missing.keras is not a file"),
+        ("finished.tflite", "digits", "finished file"),
+        ("lenet-300-100", "digit", "digits"),
+        (None, "digits", "no model"),
+    ],
+)
+def test_wrong_inputs_are_named(model, data, message, tmp_path):
+    with pytest.raises(SecateurError, match=message):
+        pipeline.run(model, SMALL, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_fit_the_data_names_both_shapes(digits, tmp_path):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(10)])
+    with pytest.raises(SecateurError, match=r"\(8, 8\).*\(5,\)"):
+        pipeline.run(model, SMALL, digits, tmp_path / "out")
+    with pytest.raises(SecateurError, match="label"):
+        three = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(3)])
+        pipeline.run(three, SMALL, digits, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_directory_is_one_line(digits, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SecateurError, match="cannot write to"):
+        pipeline.run("lenet-300-100", SMALL, digits, tmp_path / "file" / "out")
