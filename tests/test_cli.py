@@ -185,7 +185,7 @@ def test_recipes_are_listed_explained_and_printed(secateur):
         (["recipes", "nothing"], "known: demo, lab"),
         (["run", "bad.toml", "--data", "digits", "--model", "lenet-300-100"], "did you mean 'sparsity'"),
         (["run", "demo", "--data", "nan.npz"], "NaN"),
-        (["run", "demo", "--data", "labels.npz"], "label 12"),
+        (["run", "demo", "--data", "labels.npz", "--model", "ten.keras"], "label 12"),
         (["run", "demo", "--data", "object.npz"], "object.npz"),
     ],
 )  # fmt: skip
@@ -197,6 +197,7 @@ def test_what_is_wrong_is_one_line_with_an_exit_code(secateur, tmp_path, words, 
     np.savez(tmp_path / "nan.npz", x=np.where(np.arange(60)[:, None, None] == 7, np.nan, x), y=y)
     np.savez(tmp_path / "labels.npz", x=x, y=np.where(y == 9, 12, y))
     np.savez(tmp_path / "object.npz", x=np.array([{}, []], dtype=object), y=y[:2])
+    keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)]).save("ten.keras")
     code, _, err = secateur(*words)
     assert code == 1
     assert message in err

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# Typer keeps the base class of its usage errors to itself.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 _out = Console()
 _err = Console(stderr=True)
 
@@ -166,7 +168,7 @@ def measure(
     loaded = None if data is None else datasets.load(data, scale=_scale(scale), limit=limit)
     records = []
     for file in files:
-        measured = measure_file(file, None if loaded is None else loaded.test, threads=threads)
+        measured = measure_file(file, loaded, threads=threads)
         records.append({**measured.to_record(), "path": str(file)})
     if as_json:
         print(json.dumps(records, indent=2))
@@ -248,16 +250,15 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False) or 0
     except SecateurError as error:
         if debug:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _fail("interrupted; what was finished is kept, the same command carries on", code=130)
     except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            error.show()
+            raise SystemExit(error.exit_code) from None
         if debug:
             raise
         text = str(error).strip().splitlines()
@@ -265,9 +266,12 @@ def main() -> None:
             f"unexpected {type(error).__name__}: {text[0] if text else ''} "
             "(please report it; --debug shows where)"
         )
+    if code == 130:  # Typer's word for Ctrl-C
+        _fail("interrupted; what was finished is kept, the same command carries on", code=130)
+    raise SystemExit(code)
 
 
-def _fail(text: str, code: int = 1) -> None:
+def _fail(text: str, code: int = 1) -> NoReturn:
     _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
     raise SystemExit(code)
 

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,9 @@ def convert(model: Any, format: str) -> bytes:
         raise
     except Exception as error:  # the converter raises whatever its passes raise
         raise SecateurError(
-            f"model {model.name!r} could not be converted ({one_line(error)}), expected layers that "
-            "LiteRT has operators for; fix: replace the layer that the message names"
+            f"model {model.name!r} could not be converted ({_cause(error)}), expected layers that "
+            "LiteRT has operators for, at any batch size; fix: replace the layer that the message "
+            "names (TensorList: a recurrent layer, which takes unroll=True)"
         ) from error
 
 
@@ -150,6 +152,12 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
     if format == "dynamic":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return bytes(converter.convert())
+
+
+def _cause(error: Exception) -> str:
+    """What the converter says of an operator, out of pages of call sites."""
+    told = re.search(r"'tf\.\w+' op [^\n]*", str(error))
+    return told.group()[:200] if told else one_line(error)
 
 
 def _free(shape: np.ndarray) -> None:

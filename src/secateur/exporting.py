@@ -5,6 +5,7 @@ with the model on data, searched for each weight, and its promises are checked o
 """
 
 import difflib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,21 +30,25 @@ class Tolerance:
     """How far the outputs of a file may be from the model's.
 
     `largest`: of the absolute differences, relative to the largest output. `rms`: of the
-    differences, relative to the outputs' standard deviation. `agreement`: share of equal argmax.
+    differences, relative to the standard deviation of the outputs; None: not looked at.
+    `agreement`: share of samples with the same largest output; two samples may always differ.
     """
 
     largest: float
-    rms: float
+    rms: float | None
     agreement: float
 
 
 TOLERANCES = {
-    # The same kernels on the same weights: only the order of additions may differ.
-    "keras": Tolerance(largest=1e-5, rms=1e-5, agreement=0.99),
-    "h5": Tolerance(largest=1e-5, rms=1e-5, agreement=0.99),
-    # Other kernels and folded normalizations, in float: rounding, 1e-6 to 1e-5 as measured.
-    "float32": Tolerance(largest=1e-4, rms=1e-4, agreement=0.99),
-    # Rounding weights and activations to 8 bits.
+    # The same operations on the same weights: only the order of additions may differ.
+    "keras": Tolerance(largest=1e-5, rms=None, agreement=0.99),
+    "h5": Tolerance(largest=1e-5, rms=None, agreement=0.99),
+    # Other kernels and folded normalizations, in float: 1.4e-6 at most over eight kinds of
+    # network. No rms: it is rounding over next to nothing where an untrained network answers
+    # nearly the same to everything (2e-4 measured on a correct file).
+    "float32": Tolerance(largest=1e-4, rms=None, agreement=0.99),
+    # Weights and activations rounded to 8 bits: rms 0.016, agreement 0.95 at worst over the same
+    # networks, trained and not; permuted classes or a wrong tensor give an rms of about 1.
     "dynamic": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
 }
 
@@ -56,14 +61,14 @@ class Layout:
     """Where a format puts the axes of a Keras weight: axis `source` moves to `target`.
 
     Shapes may gain or merge axes on the way; the order of the elements is what counts.
-    `channels` are the axes, in Keras's layout, along which normalizations are folded.
+    `channels`: the axes, in Keras's layout, along which a factor may have been folded.
     """
 
     name: str
     ranks: tuple[int, ...]
     source: int = 0
     target: int = 0
-    channels: tuple[int, ...] = (-1,)
+    channels: tuple[tuple[int, ...], ...] = ((-1,),)
 
     def back(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return a tensor of the file in Keras's layout, which has `shape`.
@@ -76,14 +81,20 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(name="(..., in, out) -> (out, ..., in)", ranks=(2, 3, 4, 5), source=-1, target=0),
+    # Of a normalization between two Dense layers, the factor goes into the inputs of the second.
     Layout(
-        name="(..., in, multiplier) -> (1, ..., in * multiplier)", ranks=(3, 4), channels=(-2, -1)
+        name="(..., in, out) -> (out, ..., in)",
+        ranks=(2, 3, 4, 5),
+        source=-1,
+        channels=((-1,), (-2,)),
     ),
-    Layout(name="(..., out, in) -> (out, ..., in)", ranks=(3, 4), source=-2, channels=(-2,)),
     Layout(
-        name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), source=0, target=-1, channels=(1, 2)
+        name="(..., in, multiplier) -> (1, ..., in * multiplier)",
+        ranks=(3, 4),
+        channels=((-2, -1),),
     ),
+    Layout(name="(..., out, in) -> (out, ..., in)", ranks=(3, 4), source=-2, channels=((-2,),)),
+    Layout(name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), target=-1, channels=((1, 2),)),
     Layout(name="as in Keras", ranks=(1, 2, 3, 4, 5)),
 )
 
@@ -94,7 +105,7 @@ TRACED = {
     *("DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose"),
     "Conv2DTranspose",
 }
-# Layers that converters fold into the weights before them, as a factor for each output channel.
+# Layers that converters fold into their neighbours' weights, as a factor for each channel.
 FOLDED = {"BatchNormalization", "Normalization", "Rescaling"}
 
 
@@ -180,7 +191,7 @@ def verify(
         session = runtime_for(path).load(path, 1)
         parity = _compared(session, model, format, data)
         found = _located(session.constants(), model, {promise.path for promise in promises})
-        findings = tuple(_checked(promise, model, found) for promise in promises)
+        findings = tuple(found[promise.path].check(promise) for promise in promises)
         require(findings)
     except SecateurError as error:
         told = str(error)
@@ -203,6 +214,7 @@ def compare(
     secateur.errors.SecateurError: outputs differ from the model's (largest difference 1 ...
     """
     allowed, parity = TOLERANCES[format], {"largest": 0.0, "relative_rms": 0.0, "agreement": 1.0}
+    n = len(next(iter(reference.values())))
     for name, expected in reference.items():
         given = outputs[name]
         if given.shape != expected.shape or not np.isfinite(given).all():
@@ -223,14 +235,14 @@ def compare(
     parity = {name: float(value) for name, value in parity.items()}
     if (
         parity["largest"] > allowed.largest
-        or parity["relative_rms"] > allowed.rms
-        or parity["agreement"] < allowed.agreement
+        or (allowed.rms is not None and parity["relative_rms"] > allowed.rms)
+        or (1 - parity["agreement"]) * n > (1 - allowed.agreement) * n + 2
     ):
         raise SecateurError(
             f"outputs differ from the model's (largest difference {parity['largest']:.2g} of the "
             f"largest output, rms {parity['relative_rms']:.2g}, agreement "
-            f"{parity['agreement']:.3f}), expected at most {allowed.largest:g}, {allowed.rms:g} and "
-            f"at least {allowed.agreement:g} for {format}; fix: choose another format"
+            f"{parity['agreement']:.3f} over {n} samples), expected {allowed} for {format}; "
+            "fix: export again, or choose another format"
         )
     return parity
 
@@ -262,31 +274,39 @@ def _outputs(session: Session, samples: dict[str, np.ndarray], batch: int) -> di
 
 @dataclass(frozen=True, kw_only=True)
 class _Match:
-    """A weight and the tensor of the file that holds it; `values` are in Keras's layout."""
+    """A weight and the tensor of the file that holds it, times `factor` if one was folded in."""
 
     weight: Weight
     constant: Constant | None = None
-    layout: str = ""
-    values: np.ndarray | None = None
-    folded: bool = False
-    emptied: bool = False  # a whole channel folded to zero
+    layout: Layout = LAYOUTS[-1]
+    factor: np.ndarray | None = None
 
     def to_record(self, format: str) -> dict[str, Any]:
         if self.constant is None:
             return {"tensor": None, "reason": "not stored as one tensor; outputs were compared"}
         dtype = str(self.constant.values.dtype)
-        record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout}
-        if self.folded:
-            record["folded"] = "times a factor for each output channel"
+        record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout.name}
+        if self.factor is not None:
+            record["folded"] = "times a factor for each channel"
         if format == "dynamic" and not self.constant.coded and self.weight.role == "kernel":
             small = self.weight.size < 1024  # the converter's own limit
-            record["skipped"] = "under 1,024 elements" if small else "left in float by the converter"
+            record["skipped"] = (
+                "under 1,024 elements" if small else "left in float by the converter"
+            )
         return record
 
+    def check(self, promise: Promise) -> Finding:
+        if self.constant is None:  # _located raises for a promised weight that is not there
+            raise AssertionError(promise.path)
+        values = self.layout.back(self.constant.centred(), self.weight.shape)
+        coded = self.constant.coded
+        if self.factor is not None and not coded:
+            values = values + 0.0  # a negative factor makes -0.0 of a zero
+            coded = not self.factor.all()  # and 0 makes zeros of a whole channel
+        return check(promise, values, coded=coded)
 
-def _located(
-    constants: Sequence[Constant], model: Any, promised: set[str]
-) -> dict[str, _Match]:
+
+def _located(constants: Sequence[Constant], model: Any, promised: set[str]) -> dict[str, _Match]:
     """Each weight of the model with its tensor in the file, by layout and value, never by name."""
     by_size: dict[int, list[Constant]] = {}
     for constant in constants:
@@ -299,6 +319,7 @@ def _located(
         if match is None and (traced or weight.path in promised):
             lost.append(f"{weight.path} {weight.shape}")
         found[weight.path] = match or _Match(weight=weight)
+    lost += sorted(promised - set(found))
     if lost:
         raise SecateurError(
             f"{', '.join(lost)} not found among the tensors of the file, expected every kernel of "
@@ -309,32 +330,29 @@ def _located(
 
 def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> _Match | None:
     values = np.asarray(weight.read())
-    for folding in (False, True) if foldable else (False,):
-        for constant in candidates:
-            for layout in LAYOUTS:
-                if values.ndim not in layout.ranks:
-                    continue
-                stored = layout.back(constant.dequantized(), values.shape)
-                step = np.broadcast_to(constant.step(), constant.values.shape)
-                step = layout.back(step, values.shape)
-                factor = _factor(values, stored, layout.channels) if folding else np.float32(1)
-                # Half a step is what rounding may cost; an estimated factor costs up to as much.
-                slack = step * (1.0 if folding else 0.501)
-                if folding:
-                    slack = slack + 1e-5 * np.abs(stored).max(initial=0)
-                if (np.abs(stored - factor * values) <= slack).all():
-                    found = layout.back(constant.centred(), values.shape)
-                    # + 0.0: folding a negative factor makes -0.0 of a zero, which is no change.
-                    found = found + 0.0 if folding and not constant.coded else found
-                    return _Match(
-                        weight=weight,
-                        constant=constant,
-                        layout=layout.name,
-                        values=found,
-                        folded=folding,
-                        emptied=bool((factor == 0).any()),
-                    )
+    layouts = [layout for layout in LAYOUTS if values.ndim in layout.ranks]
+    for constant, layout in itertools.product(candidates, layouts):
+        stored, slack = _stored(constant, layout, values.shape)
+        # Half a step is what rounding may cost.
+        if (np.abs(stored - values) <= 0.501 * slack).all():
+            return _Match(weight=weight, constant=constant, layout=layout)
+    for constant, layout in itertools.product(candidates if foldable else (), layouts):
+        stored, slack = _stored(constant, layout, values.shape)
+        # The factor is estimated from rounded values: that may cost as much again.
+        slack = slack + 1e-5 * np.abs(stored).max(initial=0)
+        for channels in layout.channels:
+            factor = _factor(values, stored, channels)
+            if (np.abs(stored - factor * values) <= slack).all():
+                return _Match(weight=weight, constant=constant, layout=layout, factor=factor)
     return None
+
+
+def _stored(
+    constant: Constant, layout: Layout, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A tensor of the file as floats, and the step of its codes, in Keras's layout."""
+    step = np.broadcast_to(constant.step(), constant.values.shape)
+    return layout.back(constant.dequantized(), shape), layout.back(step, shape)
 
 
 def _factor(values: np.ndarray, stored: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
@@ -343,17 +361,6 @@ def _factor(values: np.ndarray, stored: np.ndarray, channels: tuple[int, ...]) -
     others = tuple(axis for axis in range(values.ndim) if axis not in kept)
     power = np.sum(np.square(values), others, keepdims=True)
     return np.sum(values * stored, others, keepdims=True) / np.where(power == 0, 1, power)
-
-
-def _checked(promise: Promise, model: Any, found: Mapping[str, _Match]) -> Finding:
-    if promise.path not in found:
-        raise SecateurError(
-            f"a promise for {promise.path!r} received, expected a weight of model {model.name!r}; "
-            "fix: export the model that the promise was made for"
-        )
-    match = found[promise.path]
-    coded = match.emptied or (match.constant is not None and match.constant.coded)
-    return check(promise, np.asarray(match.values), coded=coded)
 
 
 def _require_finite(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur.artifact import gzip_bytes
-from secateur.datasets import Split
+from secateur.datasets import Data, Split, fit_to
 from secateur.errors import SecateurError
 from secateur.runtimes import Session, runtime_for
 
@@ -57,7 +57,7 @@ class Measurement:
 
 def measure(
     subject: Any,
-    data: Split | None = None,
+    data: Data | Split | None = None,
     *,
     threads: int = 1,
     latency: bool = True,
@@ -68,8 +68,9 @@ def measure(
 
     Args:
         subject: a path, or a model.
-        data: inputs (n, ...) and labels: integers (n,), one-hot (n, k), 0 / 1 for a single output,
-            or floats for regression. Without labels, or without data, less is measured.
+        data: a `Data`, whose test part is read and folded to what the model takes, or a `Split`:
+            inputs (n, ...) and labels: integers (n,), one-hot (n, k), 0 / 1 for a single output, or
+            floats for regression. Without labels, or without data, less is measured.
         threads: for LiteRT; Keras's backends choose their own.
         latency: whether to time batches of one real sample (about half a second).
         batch: samples at a time, where the file allows it.
@@ -79,6 +80,7 @@ def measure(
     """
     path = Path(subject) if isinstance(subject, str | Path) else None
     runtime = runtime_for(path or "live.keras")
+    runtime.prepare()
     begun = time.perf_counter()
     session: Session = runtime.load(path or subject, threads)
     load_ms = (time.perf_counter() - begun) * 1e3
@@ -93,6 +95,8 @@ def measure(
         content = path.read_bytes()
         found |= {"path": str(path), "bytes": len(content), "gzip_bytes": gzip_bytes(content)}
         found["load_ms"] = load_ms
+    if isinstance(data, Data):
+        data = fit_to(data, session.input_shape, session.output_shape).test
     if data is not None and len(data):
         outputs = session.predict(data.x, batch=batch)
         found["n"] = len(data)

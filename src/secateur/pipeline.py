@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from rich.console import Console
 
 from secateur import datasets, reporting, zoo
 from secateur.artifact import Artifact, versions, write_atomically, write_manifest
@@ -324,7 +326,8 @@ def _fingerprint(recipe: Recipe, model: Any, name: str, data: Data) -> str:
     digest = hashlib.sha256()
     parts = [recipe.to_dict(), data.describe(), keras.backend.backend(), versions(), name]
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    if name not in zoo.ZOO:  # names that Keras numbers would differ from process to process
+        digest.update(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
     for weight in model.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
@@ -344,7 +347,7 @@ def _model_record(model: Any, name: str) -> dict[str, Any]:
 
 def _row(artifact: Artifact, data: Data, say: Say) -> dict[str, Any]:
     say(f"measuring {artifact.path.name}")
-    measured = measure(artifact.path, data.test).to_record()
+    measured = measure(artifact.path, data).to_record()
     row = f"{artifact.stage}-{artifact.format}"
     measured |= {"path": artifact.path.name, "format": artifact.format}
     return {**measured, "row": row, "stage": artifact.stage, "parity": dict(artifact.parity)}

@@ -57,3 +57,13 @@ def test_a_constant_weight_draws():
 
 def test_labels_are_escaped():
     assert "<b>" not in charts.kept_bar(0.5, "<b>\"'&")
+
+
+def test_a_long_line_shows_its_marks_to_the_pointer_only():
+    def drawn(count):
+        line = charts.Line(name="x", style="cut", points=[(i, i) for i in range(count)])
+        axis = charts.Axis(ticks=[0, count], text=str)
+        return charts.line_chart([line], x=axis, y=axis, label="x")
+
+    assert "faint" not in drawn(10)
+    assert drawn(11).count("faint") == 11

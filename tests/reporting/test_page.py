@@ -182,3 +182,15 @@ def test_jinja2_missing_is_one_line_with_the_fix(tmp_path, monkeypatch):
 
 def test_the_same_record_makes_the_same_page(tmp_path):
     assert page(example_runs(3), tmp_path) == page(example_runs(3), tmp_path)
+
+
+def test_a_zero_that_nobody_made_is_not_shown_as_pruned(tmp_path):
+    run = example_run()
+    bias = run["stages"][1]["weights"][1]
+    bias |= {"zeros": 1, "sparsity": 1 / 12}
+    found = outline(page([run], tmp_path))
+    assert "".join(found.text).count("first 16, before") == 2
+    layers = [
+        a["class"] for t, a in found.tags if t == "div" and "layer" in a.get("class", "").split()
+    ]
+    assert layers == ["layer", "layer quiet", "layer", "layer quiet"]

@@ -11,6 +11,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
+MOST_MARKS = 10  # a line of more points shows a mark where the pointer is
 
 Point = tuple[float, float]
 
@@ -83,6 +84,7 @@ def line_chart(lines: Sequence[Line], *, x: Axis, y: Axis, label: str) -> str:
         for at_x, at_y in line.points[line.joined :]:
             tip = _title(f"{line.name}: {y.text(at_y)} at {x.label} {x.text(at_x)}")
             hollow = " hollow" if line.dashed else ""
+            hollow += " faint" if len(line.points) > MOST_MARKS else ""
             parts.append(
                 f'<circle class="mark {line.style}{hollow}" cx="{x_of(at_x):.1f}" '
                 f'cy="{y_of(at_y):.1f}" r="{2.2 if line.steps else 3.2}">{tip}</circle>'
@@ -121,14 +123,15 @@ def histogram(
     if low <= 0 <= high:
         zero = x_of(0.0)
         if zeros:
-            tip = _title(f"{zeros:,} exact zeros")
+            count_of_zeros = f"{zeros:,} zero{'s' if zeros > 1 else ''}"
+            tip = _title(f"exactly zero: {zeros:,}")
             parts.append(
                 f'<g class="stem">{tip}<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{floor}" y2="24"/>'
                 f'<path d="M{zero - 4:.1f} 28L{zero + 4:.1f} 20"/></g>'
             )
             anchor = "start" if zero < WIDTH / 2 else "end"
             shift = 9 if anchor == "start" else -9
-            parts.append(_text(zero + shift, 24, f"{zeros:,} zeros", anchor, "strong"))
+            parts.append(_text(zero + shift, 24, count_of_zeros, anchor, "strong"))
         if min(zero - 8, WIDTH - 8 - zero) > 40:
             parts.append(_text(zero, floor + 18, "0", "middle"))
     parts.append(_text(8, floor + 18, number(low), "start"))

@@ -101,7 +101,8 @@ def layers(run: Run) -> list[Json]:
     prepared = []
     for weight in stage.get("weights") or []:
         path, old = str(weight.get("path")), before.get(weight.get("path")) or {}
-        touched = path in changed or bool(weight.get("zeros"))
+        # A bias may hold a zero of its own: that is no doing of the plan.
+        touched = path in changed if run.get("plan") else bool(weight.get("zeros"))
         size, zeros = finite(weight.get("size")) or 0.0, finite(weight.get("zeros")) or 0.0
         kept = 1 - zeros / size if size else 1.0
         prepared.append({

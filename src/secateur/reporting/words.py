@@ -105,7 +105,7 @@ def checks(run: Run) -> list[Json]:
             "runtime": str(row.get("runtime") or DASH),
             "agreement": percent(parity.get("agreement")),
             "n": "" if finite(parity.get("n")) is None else whole(parity["n"]),
-            "relative": DASH if relative is None else f"{relative:.1e}",
+            "relative": DASH if relative is None else f"{relative:.1e}" if relative else "0",
             "load": DASH if load is None else duration(load / 1e3),
             "median": DASH if median is None else duration(median / 1e6),
             "how": ", ".join(how),

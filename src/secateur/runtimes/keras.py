@@ -3,9 +3,12 @@
 Loading runs no code from the file (`safe_mode`) and leaves optimizer and loss out.
 """
 
+import importlib
+import json
 import logging
 import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,11 @@ import numpy as np
 from secateur.errors import SecateurError
 from secateur.runtimes import Arrays, Constant, by_name, one_line
 from secateur.weights import weight_table
+
+
+def prepare() -> None:
+    """Import Keras and its backend, so that it does not count as time to load a model."""
+    importlib.import_module("keras")
 
 
 def load(path: Any, threads: int | None = None) -> "KerasSession":
@@ -52,7 +60,7 @@ def load_model(path: str | Path) -> Any:
 def save_model(model: Any, path: Path) -> None:
     """Save a model without its optimizer, so that sizes compare; the format is the path's suffix.
 
-    The model is not changed. Raises `OSError` as saving does.
+    The model is not changed; saved again, it gives the same bytes. Raises `OSError` as saving does.
     """
     import keras
 
@@ -64,6 +72,7 @@ def save_model(model: Any, path: Path) -> None:
         if getattr(model, "optimizer", None) is not None:
             # `.keras` has no option for it: what is loaded without compiling has none to save.
             keras.saving.save_model(load_model(path), path)
+    _without_clock(path)
 
 
 class KerasSession:
@@ -199,6 +208,19 @@ def _named(names: list[str], tensors: list[Any]) -> dict[str, Any]:
         name = re.sub(r"\W", "_", name, flags=re.ASCII).lstrip("_") or "tensor"
         taken[name if name not in taken else f"{name}_{len(taken)}"] = tensor
     return taken
+
+
+def _without_clock(path: Path) -> None:
+    """Set the dates inside a `.keras` file to those of the zip format's first day."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in entries:
+            info.date_time = (1980, 1, 1, 0, 0, 0)
+            if info.filename == "metadata.json":
+                metadata = {**json.loads(content), "date_saved": "1980-01-01@00:00:00"}
+                content = json.dumps(metadata).encode()
+            archive.writestr(info, content)
 
 
 @contextmanager

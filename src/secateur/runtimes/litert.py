@@ -4,6 +4,7 @@ The only loop over an interpreter in the project. What is inside a file is read 
 (a flatbuffer) and not from the interpreter, which replaces operators when it optimises.
 """
 
+import importlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +39,21 @@ DTYPES = {
 }
 
 
+def prepare() -> None:
+    """Import the interpreter, so that it does not count as time to load a model.
+
+    Raises `SecateurError` where it is not installed.
+    """
+    try:
+        importlib.import_module("ai_edge_litert.interpreter")
+        importlib.import_module("ai_edge_litert.schema_py_generated")
+    except ImportError as error:
+        raise SecateurError(
+            "no LiteRT runtime found, expected the package ai-edge-litert; "
+            "fix: pip install 'secateur[litert]'"
+        ) from error
+
+
 def load(path: str | Path | bytes, threads: int = 1) -> "LiteRTSession":
     """Load a `.tflite` file (or its bytes); raises `SecateurError` if it is not a working one."""
     if isinstance(path, bytes):
@@ -58,6 +74,7 @@ class LiteRTSession:
     """
 
     def __init__(self, blob: bytes, threads: int, source: str):
+        prepare()
         self._blob, self._source = blob, source
         self.threads: int | None = threads
         self._file = _File.parse(blob, source)
@@ -251,13 +268,8 @@ class _File:
 
     @classmethod
     def parse(cls, blob: bytes, source: str) -> "_File":
-        try:
-            from ai_edge_litert import schema_py_generated as schema
-        except ImportError as error:
-            raise SecateurError(
-                "no LiteRT runtime found, expected the package ai-edge-litert; "
-                "fix: pip install 'secateur[litert]'"
-            ) from error
+        from ai_edge_litert import schema_py_generated as schema
+
         if blob[4:8] != b"TFL3":
             raise SecateurError(
                 f"{source} is not a .tflite file, expected one that a converter wrote; "
