@@ -148,7 +148,7 @@ def test_inspect_shows_weights_and_what_a_recipe_would_do_without_data(secateur,
 
 
 def test_export_needs_no_data(secateur, trained, tmp_path):
-    code, out, err = secateur(
+    code, _out, err = secateur(
         "export", trained / "model.keras", "--formats", "float32,dynamic", "--out", "files"
     )
     assert code == 0, err
@@ -272,6 +272,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
     command = [sys.executable, "-m", "secateur", "run", "demo", "--out", "out"]
     process = subprocess.Popen(
@@ -300,6 +301,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
     assert "baseline: carried over" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     script = (
         "import resource, sys, secateur.cli as cli; from secateur import pipeline; "

@@ -149,6 +149,7 @@ run = pipeline.run("lenet-300-100", SMALL, load("digits"), sys.argv[1], say=lamb
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_carried_on_and_ends_with_the_same_weights(finished, tmp_path):
     run, _ = finished
     out = tmp_path / "killed"

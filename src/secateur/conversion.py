@@ -54,11 +54,15 @@ def to_litert(
         )
     if keras.backend.backend() == "tensorflow":
         return {format: convert(model, format) for format in formats}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_model(model, folder / "model.keras")
-        _in_clean_process(folder, formats, imports)
-        return {format: (folder / f"{format}.tflite").read_bytes() for format in formats}
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            return in_clean_process(model, formats, imports, Path(name))
+    except OSError as error:
+        raise SecateurError(
+            f"the temporary folder {tempfile.gettempdir()} could not be used "
+            f"({error.strerror or error}), expected room for the model; "
+            "fix: free some space, or name another folder in TMPDIR"
+        ) from error
 
 
 def convert(model: Any, format: str) -> bytes:
@@ -178,7 +182,14 @@ def _takes_any_batch(blob: bytes, model: Any) -> bool:
     return all(np.allclose(together[k], one_by_one[k], 1e-3, 1e-4) for k in together)
 
 
-def _in_clean_process(folder: Path, formats: Sequence[str], imports: Sequence[str]) -> None:
+def in_clean_process(
+    model: Any, formats: Sequence[str], imports: Sequence[str], folder: Path
+) -> dict[str, bytes]:
+    """Convert as `to_litert` does, in a process of its own that runs Keras on TensorFlow.
+
+    `folder` holds the files that pass between the processes. Raises `OSError` where it is full.
+    """
+    save_model(model, folder / "model.keras")
     command = [sys.executable, "-m", "secateur.conversion", str(folder), *formats]
     command += [word for name in imports for word in ("--import", name)]
     environment = {
@@ -193,10 +204,11 @@ def _in_clean_process(folder: Path, formats: Sequence[str], imports: Sequence[st
         command, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode == 0:
-        return
+        return {format: (folder / f"{format}.tflite").read_bytes() for format in formats}
     told = [line for line in done.stdout.splitlines() if line.startswith(REFUSED)]
     if told:
-        raise SecateurError(told[-1].removeprefix(REFUSED))
+        message = told[-1].removeprefix(REFUSED)
+        raise SecateurError(message.replace(str(folder / "model.keras"), f"model {model.name!r}"))
     last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
     raise SecateurError(
         f"the converter's process stopped with status {done.returncode} ({last.strip()[:300]}), "

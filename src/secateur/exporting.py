@@ -314,7 +314,8 @@ def _located(constants: Sequence[Constant], model: Any, promised: set[str]) -> d
     foldable = any(type(layer).__name__ in FOLDED for layer in leaves(model))
     found, lost = {}, []
     for weight in weight_table(model):
-        match = _find(weight, by_size.get(weight.size, []), foldable)
+        with np.errstate(all="ignore"):  # a damaged file may hold anything: inf, or nearly
+            match = _find(weight, by_size.get(weight.size, []), foldable)
         traced = weight.layer_class in TRACED and weight.role in ("kernel", "embedding")
         if match is None and (traced or weight.path in promised):
             lost.append(f"{weight.path} {weight.shape}")

@@ -79,9 +79,7 @@ class Run:
         return target
 
     def _repr_html_(self) -> str:
-        from rich.console import Console
-
-        console = Console(record=True, width=110, file=open(os.devnull, "w"))  # noqa: PTH123
+        console = Console(record=True, width=110, file=io.StringIO())
         console.print(reporting.rich_table([self.record]))
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 

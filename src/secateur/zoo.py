@@ -26,7 +26,7 @@ def lab_cnn(input_shape: tuple[int, ...] = (28, 28), classes: int = 10) -> keras
     image = input_shape if len(input_shape) == 3 else (*input_shape, 1)
     return keras.Sequential(
         [
-            keras.Input(input_shape),
+            keras.Input(input_shape, name="image"),
             *([layers.Reshape(image, name="reshape")] if image != input_shape else []),
             layers.Conv2D(12, 3, activation="relu", name="conv2d"),
             layers.MaxPooling2D(2, name="max_pooling2d"),
@@ -107,7 +107,7 @@ def _mlp(
         for number, units in enumerate((*hidden, classes))
     ]
     return keras.Sequential(
-        [keras.Input(input_shape), layers.Flatten(name="flatten"), *dense], name=name
+        [keras.Input(input_shape, name="image"), layers.Flatten(name="flatten"), *dense], name=name
     )
 
 

@@ -21,6 +21,9 @@ from secateur.errors import SecateurError
 from secateur.runtimes import Arrays, Constant, by_name, one_line
 from secateur.weights import weight_table
 
+# Operations on two tensors, whose work no weight tells.
+MULTIPLYING = {"Attention", "AdditiveAttention", "Dot", "Einsum", "Matmul", "Tensordot"}
+
 
 def prepare() -> None:
     """Import Keras and its backend, so that it does not count as time to load a model."""
@@ -119,7 +122,7 @@ class KerasSession:
 
     def macs(self) -> int | None:
         """Return multiply-accumulates for one sample; None where a layer does not tell."""
-        counts = [_macs(layer) for layer in leaves(self.model)]
+        counts = [_macs(*call) for call in _calls(self.model)]
         if any(count is None for count in counts):
             return None
         return sum(count for count in counts if count is not None)
@@ -172,33 +175,51 @@ def leaves(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def _macs(layer: Any) -> int | None:
-    """Multiply-accumulates of a layer that is called once; biases and activations count nothing."""
+def _calls(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Each call of a layer or operation in a model's graph, with its inputs and outputs."""
+    ends = {id(tensor) for tensor in model.inputs}
+    seen, waiting = set(), list(model.outputs)
+    while waiting:
+        tensor = waiting.pop()
+        operation, index, _ = tensor._keras_history
+        node = operation._inbound_nodes[index]
+        if id(tensor) in ends or id(node) in seen:
+            continue
+        seen.add(id(node))
+        waiting += node.input_tensors
+        if hasattr(operation, "layers"):
+            yield from _calls(operation)
+        else:
+            yield operation, node.input_tensors, node.output_tensors
+
+
+def _macs(layer: Any, inputs: Any, outputs: Any) -> int | None:
+    """Multiply-accumulates of one call; biases and activations count nothing."""
     import keras
 
     kinds = keras.layers
-    if not any(len(weight.shape) > 1 for weight in layer.weights):
-        return 0 if not isinstance(layer, kinds.Attention) else None
+    if not any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ())):
+        return None if type(layer).__name__ in MULTIPLYING else 0
     if isinstance(layer, kinds.Embedding):
         return 0
     try:
-        given, out = math.prod(layer.input.shape[1:]), tuple(layer.output.shape[1:])
-    except (AttributeError, ValueError, TypeError):  # called twice, or of any size
+        given, out = math.prod(inputs[0].shape[1:]), math.prod(outputs[0].shape[1:])
+    except TypeError:  # a dimension of any size
         return None
     if isinstance(layer, kinds.SeparableConv1D | kinds.SeparableConv2D):
         depthwise, pointwise = layer.depthwise_kernel.shape, layer.pointwise_kernel.shape
-        places = math.prod(out) // pointwise[-1]
+        places = out // pointwise[-1]
         return places * (math.prod(depthwise) + math.prod(pointwise))
     if isinstance(layer, kinds.DepthwiseConv1D | kinds.DepthwiseConv2D):
-        return math.prod(out) * math.prod(layer.kernel.shape[:-2])
+        return out * math.prod(layer.kernel.shape[:-2])
     if isinstance(layer, kinds.Conv1DTranspose | kinds.Conv2DTranspose | kinds.Conv3DTranspose):
         return given * math.prod(layer.kernel.shape[:-1])
     if isinstance(layer, kinds.Dense | kinds.Conv1D | kinds.Conv2D | kinds.Conv3D):
-        return math.prod(out) * math.prod(layer.kernel.shape[:-1])
+        return out * math.prod(layer.kernel.shape[:-1])
     if isinstance(layer, kinds.EinsumDense):
-        _, kernel, result = layer.equation.replace("->", ",").split(",")
+        operand, kernel = layer.equation.split("->")[0].split(",")
         sizes = zip(kernel, layer.kernel.shape, strict=True)
-        return math.prod(out) * math.prod(n for letter, n in sizes if letter not in result)
+        return given * math.prod(n for letter, n in sizes if letter not in operand)
     return None
 
 

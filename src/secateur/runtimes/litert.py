@@ -244,7 +244,7 @@ class _Operator:
         """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
         if any(word in self.name for word in OPAQUE):
             return None
-        shapes = [tensor.shape if tensor else () for tensor in self.inputs]
+        shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
         out = self.outputs[0].shape if self.outputs else ()
         per_output = {
             "CONV_2D": lambda: math.prod(shapes[1][1:]),

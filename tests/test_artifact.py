@@ -1,0 +1,110 @@
+"""Files are whole or not there: no half of one survives a full disk, a refusal or Ctrl-C."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from secateur import artifact
+from secateur.artifact import describe, staged, write_atomically, write_json_atomically
+from secateur.errors import SecateurError
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_bytes_text_and_writers_arrive_whole(tmp_path):
+    write_atomically(tmp_path / "new" / "a.bin", b"\0\1")
+    write_atomically(tmp_path / "new" / "b.txt", "zwölf")
+    write_atomically(tmp_path / "new" / "c.txt", lambda path: path.write_text("c"))
+    assert left_in(tmp_path / "new") == ["a.bin", "b.txt", "c.txt"]
+    assert (tmp_path / "new" / "b.txt").read_text(encoding="utf-8") == "zwölf"
+
+
+def test_the_temporary_file_keeps_its_suffix_and_folder(tmp_path):
+    """Keras picks the format by the suffix, and a rename is atomic within one folder only."""
+    with staged(tmp_path / "model.keras") as temporary:
+        assert (temporary.suffix, temporary.parent) == (".keras", tmp_path)
+        temporary.write_bytes(b"")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, MemoryError])
+def test_whatever_stops_the_writing_leaves_the_old_file_and_nothing_else(tmp_path, stop):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+
+    def half(temporary):
+        temporary.write_bytes(b"ne")
+        raise stop
+
+    with pytest.raises(stop):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+    assert left_in(tmp_path) == ["model.tflite"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+from secateur.artifact import write_atomically
+from secateur.errors import SecateurError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_atomically(Path(sys.argv[1]), bytes(2000))
+except SecateurError as error:
+    print(error)
+"""
+    target = tmp_path / "model.tflite"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "model.tflite could not be written (File too large)" in done.stdout
+    assert left_in(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SecateurError, match=r"file/model.h5 could not be written \(File exists\)"):
+        write_atomically(tmp_path / "file" / "model.h5", b"1")
+    (tmp_path / "folder.h5").mkdir()
+    with pytest.raises(SecateurError, match=r"folder.h5 could not be written \(Is a directory"):
+        write_atomically(tmp_path / "folder.h5", b"1")
+    assert left_in(tmp_path) == ["file", "folder.h5"]
+
+
+def test_json_is_valid_or_not_written(tmp_path):
+    write_json_atomically(tmp_path / "run.json", {"zeros": [1, 2.5], "name": "é"})
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["name"] == "é"
+    for wrong in (float("nan"), object()):
+        with pytest.raises((ValueError, TypeError)):
+            write_json_atomically(tmp_path / "run.json", wrong)
+    assert left_in(tmp_path) == ["run.json"]
+
+
+def test_the_manifest_describes_the_bytes_on_the_disk(tmp_path):
+    path = tmp_path / "pruned-dynamic.tflite"
+    path.write_bytes(b"123")
+    made = describe(path, format="dynamic", stage="pruned", parity={"agreement": 1.0}, tensors={})
+    written = artifact.write_manifest(tmp_path, [made], {"seed": 3, "recipe": {"name": "lab"}})
+    manifest = json.loads(written.read_text())
+    (entry,) = manifest["files"]
+    assert entry["path"] == "pruned-dynamic.tflite"
+    assert (entry["format"], entry["stage"], entry["bytes"]) == ("dynamic", "pruned", 3)
+    assert entry["sha256"] == hashlib.sha256(b"123").hexdigest()
+    assert manifest["seed"] == 3 and manifest["recipe"] == {"name": "lab"}
+    assert manifest["versions"]["keras"].startswith("3.")
+
+
+def test_gzip_has_no_clock(monkeypatch):
+    data = bytes(range(256)) * 10
+    first = artifact.gzip_bytes(data)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert artifact.gzip_bytes(data) == first
+    assert first == len(gzip.compress(data, 9, mtime=0))

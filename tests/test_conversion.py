@@ -1,0 +1,182 @@
+"""A Keras model of any backend becomes the same small `.tflite`, at any batch size."""
+
+import importlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from secateur import conversion, zoo
+from secateur.errors import SecateurError
+from secateur.runtimes import litert
+from secateur.runtimes.keras import KerasSession
+
+layers = keras.layers
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+MODULE = """
+import keras
+
+@keras.saving.register_keras_serializable("{name}")
+class EachStep(keras.layers.Layer):
+    '''A Dense layer on each step by way of (batch * steps, features): the batch is merged away.'''
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(3)
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1]))
+
+    def call(self, x):
+        flat = keras.ops.reshape(x, (-1, x.shape[-1]))
+        return keras.ops.reshape(self.dense(flat), (-1, x.shape[1], 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    made = zoo.build("lab-cnn")
+    for weight in made.weights:
+        weight.assign(weight + 0.01)  # no zero bias, which would not be stored
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(model):
+    return conversion.to_litert(model, ("float32", "dynamic"))
+
+
+@pytest.fixture
+def custom(tmp_path, monkeypatch, request):
+    """A module of the user's own, with a registered layer, that can be imported by name."""
+    name = f"own_layers_of_{request.node.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module(name)
+    del sys.modules[name]
+
+
+def test_the_files_are_small(files):
+    """The old toolkit's: 85,040 and 24,384 bytes, with SHAPE, STRIDED_SLICE and PACK inside."""
+    assert 4 * 20_410 < len(files["float32"]) <= 84_000
+    assert 20_280 < len(files["dynamic"]) <= 23_400
+
+
+def test_the_same_model_gives_the_same_bytes(model, files, tmp_path):
+    again = conversion.in_clean_process(model, ("dynamic", "float32"), (), tmp_path)
+    assert again == files  # on TensorFlow: in this process, and in a clean one
+
+
+def test_inputs_and_outputs_keep_their_names():
+    x = keras.Input((4,), name="image pixels")
+    net = keras.Model(x, layers.Dense(2, name="Score")(x))
+    session = litert.load(conversion.to_litert(net)["float32"])
+    assert session.input_names == ("image_pixels",) and session.output_names == ("Score",)
+
+
+def test_several_inputs_and_outputs_are_told_apart_by_name():
+    right, left = keras.Input((3,), name="right"), keras.Input((3,), name="left")
+    net = keras.Model(
+        [right, left], [layers.Dense(4, name="z")(right), layers.Dense(4, name="a")(left)]
+    )
+    rng = np.random.default_rng(0)
+    x = {name: rng.random((5, 3), dtype="float32") for name in ("left", "right")}
+    expected = KerasSession(net).predict(x)
+    outputs = litert.load(conversion.to_litert(net)["float32"]).predict(x, batch=2)
+    assert set(outputs) == {"a", "z"}
+    for name, array in outputs.items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-6)
+
+
+def test_a_nested_model_converts():
+    inner = keras.Sequential([keras.Input((6, 6)), layers.Flatten(), layers.Dense(5)], name="inner")
+    x = keras.Input((6, 6))
+    net = keras.Model(x, layers.Dense(2)(inner(x)))
+    data = np.random.default_rng(0).random((9, 6, 6), dtype="float32")
+    outputs = litert.load(conversion.to_litert(net)["float32"]).predict(data, batch=4)
+    np.testing.assert_allclose(outputs, KerasSession(net).predict(data), atol=1e-6)
+
+
+def test_a_layer_that_merges_the_batch_still_takes_every_batch(custom):
+    """At batch 1 its RESHAPE holds a number that is not 1; the file falls back to SHAPE."""
+    net = keras.Sequential(
+        [keras.Input((4, 6)), custom.EachStep(), layers.Flatten(), layers.Dense(2)]
+    )
+    blob = conversion.to_litert(net, imports=[custom.__name__])["float32"]
+    session = litert.load(blob)
+    x = np.random.default_rng(0).random((10, 4, 6), dtype="float32")
+    np.testing.assert_allclose(session.predict(x, batch=4), KerasSession(net).predict(x), atol=1e-5)
+    assert session.resizable and ("SHAPE", 1) in session.operators()
+
+
+def test_own_layers_reach_the_clean_process_by_import(custom, tmp_path, capfd):
+    net = keras.Sequential([keras.Input((4, 6)), custom.EachStep()], name="mine")
+    with pytest.raises(SecateurError, match=r"EachStep.*--import") as refused:
+        conversion.in_clean_process(net, ["float32"], (), tmp_path)
+    assert "\n" not in str(refused.value) and "model 'mine'" in str(refused.value)
+    with pytest.raises(SecateurError, match="No module named 'no_such_module'"):
+        conversion.in_clean_process(net, ["float32"], ["no_such_module"], tmp_path)
+    blobs = conversion.in_clean_process(net, ["float32"], [custom.__name__], tmp_path)
+    assert litert.load(blobs["float32"]).output_shape == (4, 3)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_dies_is_told_in_one_line(model, tmp_path, monkeypatch):
+    (tmp_path / "dies.py").write_text(
+        "import os, sys; sys.stderr.write('a\\nlast words\\n'); os._exit(9)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SecateurError, match=r"status 9 \(last words\)") as refused:
+        conversion.in_clean_process(model, ["float32"], ["dies"], tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_layer_without_operator_is_named():
+    if not TENSORFLOW:
+        pytest.skip("a raw TensorFlow operation needs TensorFlow as the backend")
+    tf = pytest.importorskip("tensorflow")
+
+    class Odd(layers.Layer):
+        def call(self, x):
+            return tf.raw_ops.Betainc(a=x, b=x, x=x)
+
+    net = keras.Sequential([keras.Input((4,)), Odd()], name="odd")
+    with pytest.raises(
+        SecateurError, match=r"'odd' could not be converted \('tf.Betainc' op"
+    ) as error:
+        conversion.to_litert(net)
+    assert "\n" not in str(error.value)
+
+
+def test_converting_is_silent(model, capfd):
+    conversion.to_litert(model)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_the_model_is_not_changed(model, files):
+    before = [np.array(keras.ops.convert_to_numpy(w)) for w in model.weights]
+    conversion.to_litert(model, ["dynamic"])
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(new))
+
+
+def test_unknown_formats_and_a_missing_tensorflow_say_what_to_do(model, monkeypatch):
+    with pytest.raises(SecateurError, match="'int3' received, expected one of float32, dynamic"):
+        conversion.to_litert(model, ["int3"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[tensorflow\]'"):
+        conversion.to_litert(model)
+
+
+def test_random_inputs_are_the_same_every_time_and_fit():
+    x, i = keras.Input((None, 3), name="x"), keras.Input((5,), name="i", dtype="int32")
+    net = keras.Model([x, i], [layers.Dense(1)(x), layers.Embedding(2, 3)(i)])
+    first, second = conversion.random_inputs(net, 4), conversion.random_inputs(net, 4)
+    assert first["x"].shape == (4, 8, 3) and first["x"].dtype == np.float32
+    assert set(np.unique(first["i"])) == {0, 1}
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])

@@ -1,0 +1,245 @@
+"""Numbers of a file: checked by hand, against Keras's own metrics, and without a framework."""
+
+import dataclasses
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from secateur import conversion, measurement, zoo
+from secateur.datasets import Split
+from secateur.errors import SecateurError
+from secateur.measurement import measure, score
+from secateur.runtimes import Constant
+from secateur.runtimes.keras import save_model
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (50, 8)).astype("float32")
+PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+LABELS = RNG.integers(0, 8, 50)
+ONE_HOT = np.eye(8)[LABELS]
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(1)
+    return Split(rng.random((300, 28, 28), dtype="float32"), rng.integers(0, 10, 300))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    made = zoo.build("lab-cnn")
+    kernel = keras.ops.convert_to_numpy(made.layers[-1].kernel).copy()
+    kernel[:1000] = 0  # 10,000 of 20,280
+    made.layers[-1].kernel.assign(kernel)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for format, blob in conversion.to_litert(model, ("float32", "dynamic")).items():
+        (folder / f"{format}.tflite").write_bytes(blob)
+    save_model(model, folder / "model.keras")
+    save_model(model, folder / "model.h5")
+    return folder
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_tflite_is_measured_whole(folder, data):
+    path = folder / "float32.tflite"
+    m = measure(path, data)
+    blob = path.read_bytes()
+    assert m.path == str(path) and m.format == "tflite" and m.runtime.startswith("litert ")
+    assert (m.bytes, m.gzip_bytes) == (len(blob), len(gzip.compress(blob, 9, mtime=0)))
+    assert m.macs == 93_288 and m.n == 300 and m.threads == 1
+    # The zero bias of the last layer is not stored; that of the first is.
+    assert (m.parameters, m.zeros) == (20_400, 10_012)
+    assert m.nonzero == 20_400 - 10_012 and m.sparsity == 10_012 / 20_400
+    assert 0 <= m.accuracy <= m.top5 <= 1 and m.loss > 0 and m.mse is None
+    assert 0 < m.load_ms < 1000
+    json.dumps(m.to_record(), allow_nan=False)
+
+
+def test_keras_and_litert_agree(folder, data, model):
+    exact = measure(folder / "float32.tflite", data, latency=False)
+    for subject in (folder / "model.keras", folder / "model.h5", model):
+        other = measure(subject, data, latency=False)
+        assert other.macs == exact.macs == 93_288
+        assert other.accuracy == exact.accuracy
+        assert other.loss == pytest.approx(exact.loss, abs=1e-5)
+        assert (other.parameters, other.zeros) == (20_410, 10_022)
+        assert other.threads is None
+
+
+def test_a_code_equal_to_its_zero_point_is_a_zero(folder):
+    m = measure(folder / "dynamic.tflite")
+    assert 10_012 <= m.zeros < 10_400  # and small weights that were rounded to it
+    session = type("Session", (), {})()
+    codes = Constant("w", np.int8([3, 4, 3]), np.ones(1), np.array([3]), 0, "FULLY_CONNECTED", 1)
+    session.constants = lambda: [codes]
+    assert measurement.count(session) == {
+        "parameters": 3,
+        "zeros": 2,
+        "nonzero": 1,
+        "sparsity": 2 / 3,
+    }
+
+
+def test_measuring_a_tflite_imports_no_framework(folder):
+    code = f"""
+import sys
+import numpy as np
+from secateur.datasets import Split
+from secateur.measurement import measure
+data = Split(np.zeros((5, 28, 28), "float32"), np.zeros(5, int))
+print(measure({str(folder / "dynamic.tflite")!r}, data).accuracy is not None)
+print([m for m in ("tensorflow", "keras", "jax", "torch") if m in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n[]\n"
+    assert done.stderr == ""
+
+
+def test_what_was_not_asked_for_is_none(folder, data, model):
+    bare = measure(folder / "float32.tflite")
+    assert (bare.n, bare.accuracy, bare.latency, bare.metrics) == (None,) * 4
+    unlabelled = measure(folder / "float32.tflite", Split(data.x, None))
+    assert unlabelled.n == 300 and unlabelled.accuracy is None and unlabelled.latency
+    live = measure(model, data, latency=False)
+    assert (live.path, live.bytes, live.load_ms, live.format) == (None, None, None, "live")
+
+
+def test_latency_says_how_it_was_taken(folder, data):
+    latency = measure(folder / "dynamic.tflite", data, threads=2).latency
+    assert latency["p10_us"] <= latency["median_us"] <= latency["p90_us"]
+    assert 1 < latency["median_us"] < 1e5 and 0 < latency["cpu_median_us"]
+    assert (latency["batch"], latency["threads"]) == (1, 2) and 5 <= latency["runs"] <= 1000
+
+
+def test_slow_models_are_not_timed_for_long():
+    class Slow:
+        threads = 1
+        calls = 0
+
+        def invoke_once(self, x):
+            self.calls += 1
+            measurement.time.sleep(0.15)
+
+    slow = Slow()
+    assert measurement.time_one(slow, np.zeros(1))["runs"] == 5
+    assert slow.calls == 10
+
+
+def test_the_same_labels_in_three_shapes_give_the_same_numbers(folder, data):
+    path = folder / "float32.tflite"
+    numbers = []
+    for y in (data.y, data.y[:, None], np.eye(10)[data.y]):
+        m = measure(path, Split(data.x, y), latency=False)
+        numbers.append((m.accuracy, m.loss, m.top5))
+    assert numbers[0] == numbers[1] == numbers[2]
+
+
+def test_keras_metrics_on_request(folder, data):
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top")
+    for _ in range(2):  # asked again, it starts from nothing
+        m = measure(folder / "float32.tflite", data, latency=False, metrics=[metric])
+        assert m.metrics == {"top": pytest.approx(m.top5, abs=1e-6)}
+
+
+def test_errors_name_the_file_or_the_shapes(folder, tmp_path, data):
+    with pytest.raises(SecateurError, match=r"expected a .tflite, .keras or .h5"):
+        measure(tmp_path / "model.onnx")
+    with pytest.raises(SecateurError, match="could not be read"):
+        measure(tmp_path / "none.tflite")
+    with pytest.raises(SecateurError, match=r"\(8, 8\) received"):
+        measure(folder / "float32.tflite", Split(np.zeros((3, 8, 8)), np.zeros(3, int)))
+    with pytest.raises(SecateurError, match=r"labels from 0 to 10 received, expected 0 to 9"):
+        measure(folder / "float32.tflite", Split(data.x[:11], np.arange(11)))
+
+
+def test_a_measurement_cannot_be_changed(folder):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        measure(folder / "float32.tflite").accuracy = 1.0
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("y", [LABELS, LABELS[:, None], ONE_HOT, ONE_HOT.astype("int8")])
+@pytest.mark.parametrize("outputs", [LOGITS, PROBABILITIES])
+def test_classes_against_keras(outputs, y):
+    found = score(outputs, y)
+    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=outputs is not PROBABILITIES)
+    assert found["loss"] == pytest.approx(float(expected(LABELS, outputs)), rel=1e-5)
+    assert found["accuracy"] == np.mean(outputs.argmax(-1) == LABELS)
+    top = keras.metrics.sparse_top_k_categorical_accuracy(LABELS, outputs, k=5)
+    assert found["top5"] == pytest.approx(np.mean(keras.ops.convert_to_numpy(top)))
+
+
+@pytest.mark.parametrize("y_shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("dtype", ["int64", "float32", "bool"])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_yes_or_no_against_keras(y_shape, dtype, from_logits):
+    logits = RNG.normal(0, 3, (40, 1))
+    outputs = logits if from_logits else 1 / (1 + np.exp(-logits))
+    y = RNG.integers(0, 2, 40)
+    found = score(outputs, y.reshape(y_shape).astype(dtype))
+    expected = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    assert found["loss"] == pytest.approx(float(expected(y[:, None], outputs)), rel=1e-4)
+    assert found["accuracy"] == np.mean((logits[:, 0] > 0) == y)
+    assert set(found) == {"accuracy", "loss"}
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_regression_against_numpy(columns):
+    outputs, y = RNG.normal(0, 1, (30, columns)), RNG.normal(0, 1, (30, columns))
+    found = score(outputs, y[:, 0] if columns == 1 else y)
+    assert found == {
+        "mse": pytest.approx(((outputs - y) ** 2).mean()),
+        "mae": pytest.approx(np.abs(outputs - y).mean()),
+    }
+
+
+def test_metrics_by_hand():
+    outputs = np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
+    assert measurement.cross_entropy(outputs, [0, 1]) == pytest.approx(-np.log([0.5, 0.2]).mean())
+    assert measurement.accuracy(outputs, [0, 1]) == 0.5
+    # a tie for the second place is not a second place
+    assert measurement.top_k(outputs, np.array([1, 2]), 2) == 0.5
+    certain = np.array([[1.0, 0.0]])
+    assert measurement.cross_entropy(certain, [1]) == pytest.approx(-np.log(1e-7), rel=1e-5)
+
+
+def test_from_logits_can_be_said():
+    outputs = np.array([[0.5, 0.5]])
+    assert measurement.cross_entropy(outputs, [0], from_logits=True) == pytest.approx(np.log(2))
+    outputs = np.array([[0.1, 0.9]])
+    assert measurement.cross_entropy(outputs, [1], True) == pytest.approx(
+        np.log(1 + np.exp(-0.8)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "y"),
+    [
+        (np.zeros((3, 4)), np.zeros(2, int)),
+        (np.zeros((3, 4)), np.zeros((3, 2), int)),
+        (np.zeros((3, 1)), np.array([0.5, 1.5])),
+        (np.zeros((3, 4)), np.array([0.5, 1.5, 2.5])),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_with_both_shapes(outputs, y):
+    with pytest.raises(SecateurError, match=r"labels of shape .* for outputs of shape \(3, "):
+        score(outputs, y)
