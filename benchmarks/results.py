@@ -279,6 +279,7 @@ def overhead(record: Record | None, anchors: Record) -> Iterable[str]:
                 f"{ratio['low']:.3f}..{ratio['high']:.3f}",
                 str(row["pairs"]),
                 f"{row['update_ms']:.1f} ms",
+                f"{row['plain_step_ms']:.2f} ms",
                 DASH if ours else earlier,
                 DASH if bar is None else f"at most {bar:g}",
                 DASH
@@ -288,15 +289,16 @@ def overhead(record: Record | None, anchors: Record) -> Iterable[str]:
         )
     yield _table(
         [
-            "training", "side", "ratio", "95 % interval", "pairs", "one mask update",
+            "training", "side", "ratio", "95 % interval", "pairs", "one mask update", "plain step",
             "measured earlier", "target", "met",
         ],
         cells,
     )  # fmt: skip
     yield (
-        "Median of the ratios of adjacent 100-step slices of two `fit`s, pruned over plain, each "
-        "slice with one mask update; every side against its own plain step in its own process, all "
-        "of them in one interleaved run. Measured earlier: " + anchors["overhead"]["source"] + "."
+        "Median of the ratios of 100 steps pruned over 100 steps plain of two interleaved `fit`s, one "
+        "mask update in each; every side against its own plain step in its own process, all of them "
+        "in one interleaved run. The plain step's time says what the ratio is of; it is not for "
+        "comparing sides. Measured earlier: " + anchors["overhead"]["source"] + "."
     )
     updates = [
         [
@@ -325,11 +327,14 @@ def overhead(record: Record | None, anchors: Record) -> Iterable[str]:
     )
     threads = sorted({row["threads"] for row in record["rows"]})
     load = [load for row in record["rows"] for load in row["load"]]
-    yield _provenance({**record, "versions": ours}, [record["created"]]) + (
-        f" Peer: {_versions(peers)}."
-        * bool(peers)
-        + f" Threads: {', '.join(map(str, threads))}. Load average {min(load):.1f} to {max(load):.1f}, "
-        "the benchmark's own load included."
+    known = record["machine"]["instructions"]
+    yield (
+        _provenance({**record, "versions": ours}, [record["created"]])
+        + (f" Peer: {_versions(peers)}." if peers else "")
+        + f" Instructions: {', '.join(known) or 'unknown'}; TF_ENABLE_ONEDNN_OPTS: "
+        + f"{', '.join(sorted({row['onednn'] for row in record['rows']}))}. "
+        + f"Threads: {', '.join(map(str, threads))}. Load average {min(load):.1f} to "
+        + f"{max(load):.1f}, the benchmark's own load included."
     )
 
 

@@ -1,6 +1,6 @@
 """What a training step costs with pruning, over the same step without: ratios, tfmot beside ours.
 
-    python benchmarks/step_overhead.py --peer PEER_VENV/bin/python   # about 10 minutes, three backends
+    python benchmarks/step_overhead.py --peer PEER_VENV/bin/python   # minutes for each backend
     python benchmarks/step_overhead.py --quick --backends tensorflow # a smoke test
 
 Cases: the lab CNN at batch 32 and 128, the challenge MLP at batch 64; Adam, accuracy as a metric,
@@ -13,18 +13,20 @@ How it is made fair:
   sides, but for the pruning. Plain and pruned are always of one process, one framework, one Keras:
   a ratio compares nothing else, and times of different processes are never compared.
 - Each process runs two long fits, plain and pruned, in two threads of which only one ever runs. A
-  light callback hands over at every 100th batch, so slices of 100 steps alternate (which of the two
-  goes first alternates as well), and both fits have been traced once, before anything is timed. A
-  slice per fit makes one pair; the machine's drift is slower than a pair.
+  light callback hands over at every 25th batch, so slices of 25 steps alternate (which of the two
+  goes first alternates as well), and both fits have been traced once, before anything is timed.
+  Four slices of each fit, 100 steps plain and 100 pruned, make one pair.
 - The processes (one a backend, one for the peer) alternate too: the parent asks one after the
   other for a pair, over their standard input and output. One that is not asked sleeps.
-- A slice of the pruned fit holds exactly one mask update. The schedule lasts to the end, for it is
-  the updates that cost. Every slice ends by waiting for the work of its last step (JAX returns
+- The pruned 100 steps hold exactly one mask update. The schedule lasts to the end, for it is the
+  updates that cost. Every slice ends by waiting for the work of its last step (JAX returns
   earlier); plain pays for that too.
-- Not counted, but run: the first two slices (tracing, caches), and those with an epoch's end.
+- Not counted, but run: the first pair (tracing, caches), and the pairs with an epoch's end.
+- The plain step's time stands in the record because a ratio depends on it: where TensorFlow's
+  plain step is slow (no AVX-512: oneDNN is off by default), the same addition weighs less.
 
 The result of a case is the median of the pairs' ratios with a 95 % interval (percentile bootstrap).
-The mask update's time is the step that holds it less the median of the slice's other steps.
+The mask update's time is the step that holds it less the median of the pair's other pruned steps.
 """
 
 from __future__ import annotations
@@ -51,8 +53,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "records" / "step-overhead.json"
 BACKENDS = ("tensorflow", "jax", "torch")
 # (model, batch, pairs): so many pairs that each case takes about as long as the others
-CASES = (("lab-cnn", 32, 60), ("lab-cnn", 128, 40), ("challenge-mlp", 64, 24))
-SLICE, WARM, EPOCH = 100, 2, 5  # steps in a slice; uncounted slices; slices in an epoch
+CASES = (("lab-cnn", 32, 30), ("lab-cnn", 128, 12), ("challenge-mlp", 64, 10))
+EVERY, PARTS, WARM, EPOCH = (
+    100,
+    4,
+    1,
+    10,
+)  # steps in a pair; slices in it; uncounted; pairs an epoch
 INITIAL, FINAL = 0.5, 0.8
 PACKAGES = (
     "secateur", "keras", "tensorflow", "jax", "jaxlib", "torch", "tf_keras",
@@ -78,10 +85,10 @@ def interval(values: list[float], resamples: int = 10_000) -> dict[str, float]:
 
 
 def update_times(slices: list[list[float]]) -> list[float]:
-    """What the step with the mask update takes beyond the slice's other steps, for each slice.
+    """What the step with the mask update takes beyond the other steps, for each pruned 100 steps.
 
-    Which step that is differs (ours: the first of a slice, tfmot: the last) and is found, not told:
-    it is the one that is longest in the median over all slices.
+    Which step that is differs (ours: the first, tfmot: the last) and is found, not told: it is the
+    one that is longest in the median over all pairs.
     """
     positions = [statistics.median(column) for column in zip(*slices, strict=True)]
     where = positions.index(max(positions))
@@ -258,19 +265,20 @@ def work(spec: dict) -> None:
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a framework prints is not part of the protocol
     library = Peer() if spec["side"] == "tfmot" else Ours()
-    length, epoch = spec["slice"], spec["epoch"]
-    slices = WARM + spec["pairs"] * epoch // (epoch - 1) + epoch
-    epochs = -(-slices // epoch)
-    x, y = random_data(length * epoch * spec["batch"])
+    every, epoch = spec["every"], spec["epoch"]
+    units = WARM + spec["pairs"] * epoch // (epoch - 1) + epoch
+    epochs = -(-units // epoch)
+    x, y = random_data(every * epoch * spec["batch"])
     known: dict = {}
 
     def fit(pruned: bool):
         def begin(lane: Lane) -> None:
-            model, callbacks = library.model(spec["model"], pruned, epochs * epoch * length, length)
+            model, callbacks = library.model(spec["model"], pruned, epochs * epoch * every, every)
             library.compile(model, from_logits=spec["model"] == "lab-cnn")
             known["jit"] = bool(getattr(model, "jit_compile", False))
             # The stopwatch comes first: an update falls into the slice whose first step it precedes.
-            watch = stopwatch(library.keras.callbacks.Callback, lane, length, library.wait)
+            base = library.keras.callbacks.Callback
+            watch = stopwatch(base, lane, every // PARTS, library.wait)
             model.fit(
                 x,
                 y,
@@ -288,10 +296,12 @@ def work(spec: dict) -> None:
     def pair(swap: bool) -> dict[str, list[float]]:
         nonlocal done
         done += 1
-        if swap:
-            second = pruned.slice()
-            return {"plain": plain.slice(), "pruned": second}
-        return {"plain": plain.slice(), "pruned": pruned.slice()}
+        times: dict[str, list[float]] = {"plain": [], "pruned": []}
+        lanes = [("plain", plain), ("pruned", pruned)]
+        for part in range(PARTS):
+            for name, lane in reversed(lanes) if swap ^ part % 2 else lanes:
+                times[name] += lane.slice()
+        return times
 
     for _ in range(WARM):
         pair(False)
@@ -303,7 +313,7 @@ def work(spec: dict) -> None:
     }
     print(json.dumps(hello), file=answer)
     for number, _ in enumerate(sys.stdin):
-        while done % epoch == epoch - 1:  # the end of an epoch falls into this slice
+        while done % epoch == epoch - 1:  # the end of an epoch falls into this pair
             pair(False)
         print(json.dumps(pair(number % 2 == 1)), file=answer)
     answer.close()
@@ -324,6 +334,13 @@ def installed() -> dict[str, str]:
 
             found["secateur"] = __version__
     return found
+
+
+def instructions() -> list[str]:
+    """What decides which kernels a framework takes, as far as Linux tells."""
+    info = Path("/proc/cpuinfo")
+    known = info.read_text(encoding="utf-8").split() if info.exists() else []
+    return [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if name in known]
 
 
 # --- the parent -------------------------------------------------------------------------------------
@@ -417,13 +434,14 @@ def summary(worker: Worker, hello: dict, load: list[float]) -> dict:
     plain = statistics.median(sum(p["plain"]) / len(p["plain"]) for p in pairs)
     return {
         **{key: spec[key] for key in ("model", "batch", "side", "backend")},
-        "every": spec["slice"],
+        "every": spec["every"],
         "pairs": len(pairs),
         "ratio": interval(ratios),
         "update_ms": round(statistics.median(updates), 3),
         "plain_step_ms": round(1e3 * plain, 3),
         "threads": hello["threads"],
         "jit": hello["jit"],
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "load": load,
         "versions": hello["versions"],
         "machine": hello["machine"],
@@ -437,7 +455,7 @@ def main() -> None:
     parser.add_argument("--backends", default=",".join(BACKENDS), help="comma-separated")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has tfmot and tf_keras")
     parser.add_argument("--cases", help="e.g. lab-cnn-32,challenge-mlp-64 (default: all)")
-    parser.add_argument("--pairs", type=int, help="pairs of each case (default: 60, 40, 24)")
+    parser.add_argument("--pairs", type=int, help="pairs of each case (default: 30, 12, 10)")
     parser.add_argument("--out", type=Path, help=f"default: {RECORD.relative_to(ROOT)}")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test; prints, writes --out only"
@@ -447,7 +465,7 @@ def main() -> None:
     if given.worker:
         work(json.loads(given.worker))
         return
-    size = {"slice": 20, "epoch": 4} if given.quick else {"slice": SLICE, "epoch": EPOCH}
+    size = {"every": 20, "epoch": 4} if given.quick else {"every": EVERY, "epoch": EPOCH}
     cases = {f"{model}-{batch}": (model, batch, pairs) for model, batch, pairs in CASES}
     wanted = given.cases.split(",") if given.cases else list(cases)
     if given.quick and not given.cases:
@@ -482,7 +500,7 @@ def main() -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": given.quick,
         "seconds": round(time.perf_counter() - begun),
-        "machine": machine,
+        "machine": {**machine, "instructions": instructions()},
         "rows": [{key: value for key, value in row.items() if key != "machine"} for row in rows],
     }
     out = given.out if given.out or given.quick else RECORD

@@ -69,7 +69,9 @@ def test_the_rows_say_what_the_files_are(finished):
     }
     assert all(r["n"] == 360 and 0.8 < r["accuracy"] <= 1 for r in rows.values())
     # 0.8 of 19,200 + 30,000 + 1,000, each rounded for itself
-    kernels = {w["path"]: w["zeros"] for w in run.record["stages"][1]["weights"] if w["role"] == "kernel"}
+    kernels = {
+        w["path"]: w["zeros"] for w in run.record["stages"][1]["weights"] if w["role"] == "kernel"
+    }
     assert sorted(kernels.values()) == [800, 15_360, 24_000]
     assert 0 <= rows["pruned-float32"]["zeros"] - 40_160 <= 410  # a bias may be zero by itself
     assert rows["pruned-dynamic"]["zeros"] >= 40_160

@@ -237,6 +237,18 @@ def test_an_interrupted_training_can_be_followed_by_another():
     assert "apply" not in vars(model.optimizer)
 
 
+def test_averaged_weights_swapped_in_for_evaluation_are_as_sparse():
+    model = compiled(lab(), keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9))
+    x, y = images()
+    watch = Watch()
+    watch.on_epoch_end = lambda epoch, logs=None: watch.on_train_batch_end(0)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    method = Prune(sparsity=0.8, schedule=Schedule(shape="one-shot", begin=0.5))
+    model.fit(x, y, batch_size=32, verbose=0, callbacks=[method.callback(), swap, watch])
+    # The averages still remember what the weights were before the mask.
+    assert watch.zeros[-1] == EXACT
+
+
 def test_a_checkpoint_written_while_pruning_opens_in_plain_keras_with_its_optimizer(tmp_path):
     model = compiled(lab(), keras.optimizers.Adam(0.01))
     x, y = images()

@@ -71,8 +71,10 @@ def staged(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        # Not error.strerror: HDF5's runs over several lines.
+        cause = os.strerror(error.errno) if error.errno else type(error).__name__
         raise SecateurError(
-            f"{path} could not be written ({error.strerror or error}), expected a folder with "
+            f"{path} could not be written ({cause}), expected a folder with "
             "space and the right to write; fix: free some space or choose another folder"
         ) from error
     finally:

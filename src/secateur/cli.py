@@ -67,6 +67,9 @@ def run(
     limit: Annotated[
         int | None, typer.Option(help="Use only this many samples of each part.")
     ] = None,
+    validation_split: Annotated[
+        float, typer.Option(help="Share of the training part kept apart for choosing.")
+    ] = 0.1,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
     seeds: Annotated[
         int, typer.Option(help="Repeat with this many seeds, each in its own folder.")
@@ -104,7 +107,13 @@ def run(
             pipeline.run(
                 model,
                 loaded,
-                datasets.load(source, scale=_scale(scale), seed=number, limit=limit),
+                datasets.load(
+                    source,
+                    scale=_scale(scale),
+                    seed=number,
+                    validation_split=validation_split,
+                    limit=limit,
+                ),
                 folder,
                 seed=number,
                 imports=tuple(imports or ()),

@@ -6,7 +6,6 @@ read by the final measurement and by nothing else, and is the same whatever the 
 """
 
 import dataclasses
-import difflib
 import gzip
 import hashlib
 import math
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
 NAMED = {"digits": 16.0, "mnist": 255.0, "fashion-mnist": 255.0}  # and the largest pixel value
 CALIBRATION = 500  # activation ranges settle after a few hundred samples
@@ -218,9 +217,8 @@ def _read(spec: Any) -> tuple[str, Pairs]:
     path = Path(spec).expanduser()
     if path.is_file():
         return path.name, _read_npz(path)
-    near = difflib.get_close_matches(name, NAMED, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else "check the path"
-    raise _refused(f"data {name!r}", f"{', '.join(NAMED)} or an existing .npz file", fix)
+    expected = f"{', '.join(NAMED)} or an existing .npz file"
+    raise _refused(f"data {name!r}", expected, nearest(name, NAMED))
 
 
 def _read_cached(name: str) -> Pairs:

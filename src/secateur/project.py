@@ -47,6 +47,10 @@ class Projection:
             for path, w in self.weights.items()
         }
         pairs = [(self.weights[path].variable, mask) for path, mask in self._masks.items()]
+        # `apply` averages the weights before they are projected: the averages (EMA) would keep a
+        # trace of every update, and come back dense at the end of `fit` or when swapped in.
+        averages = [(self._average_of(variable), mask) for variable, mask in pairs]
+        pairs += [(average, mask) for average, mask in averages if average is not None]
         apply, finalize = type(optimizer).apply, type(optimizer).finalize_variable_values
 
         def write_zeros() -> None:
@@ -75,16 +79,11 @@ class Projection:
             self._carry_masks()
         optimizer._secateur_release = self._release
 
-    def hold(self, path: str, keep: np.ndarray) -> None:
-        """Zero the weight where `keep` (bool, the weight's shape) is False, from now on."""
-        weight = self.weights[path]
-        variable = weight.variable
+    def hold(self, path: str, keep: np.ndarray, value: np.ndarray) -> None:
+        """Zero the weight where `keep` is False, from now on; `value` is what it holds now."""
+        variable = self.weights[path].variable
         self._masks[path].assign(keep)
-        variable.assign(apply_mask(weight.read(), keep))
-        average = self._average_of(variable)
-        if average is not None:
-            # Else the mean of the weight's past comes back at the end of `fit`.
-            average.assign(apply_mask(ops.convert_to_numpy(average), keep))
+        variable.assign(apply_mask(value, keep))
 
     def _average_of(self, variable: Any) -> Any:
         averages = getattr(self._optimizer, "_model_variables_moving_average", None)

@@ -7,7 +7,6 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from secateur.arrays.schedules import Schedule
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 from secateur.methods.fine_tune import FineTune
 from secateur.methods.keep_zeros import KeepZeros
 from secateur.methods.prune import Prune
@@ -50,7 +49,7 @@ class Export:
         object.__setattr__(self, "formats", formats)
         for name in formats:
             if name not in FORMATS:
-                raise SecateurError(f"unknown format {name!r}; {_nearest(name, FORMATS)}")
+                raise SecateurError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ class Recipe:
             except UnicodeDecodeError:
                 raise SecateurError(f"{path} is not a text file; expected a TOML recipe") from None
         raise SecateurError(
-            f"no recipe {str(name)!r}; {_nearest(str(name), known)}, or give a .toml file"
+            f"no recipe {str(name)!r}; {nearest(str(name), known)}, or give a .toml file"
         )
 
     def _step_to_dict(self, step: Step) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def _build_step(found: Any, train: Train, where: str) -> Step:
     found = dict(found)
     kind = found.pop("method", None)
     if kind not in METHODS:
-        raise SecateurError(f"{where}: method {kind!r} received; {_nearest(str(kind), METHODS)}")
+        raise SecateurError(f"{where}: method {kind!r} received; {nearest(str(kind), METHODS)}")
     override = found.pop("train", None)
     own = (
         None
@@ -224,7 +223,7 @@ def _build(cls: type, found: Any, where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key, value in found.items():
         if key not in known:
-            raise SecateurError(f"unknown key {key!r} in {where}; {_nearest(key, known)}")
+            raise SecateurError(f"unknown key {key!r} in {where}; {nearest(key, known)}")
         scalar = "tuple" not in str(known[key].type) and "Sequence" not in str(known[key].type)
         if isinstance(value, list) and scalar:
             raise SecateurError(
@@ -264,9 +263,3 @@ def _plain(config: Any) -> dict[str, Any]:
             )
         plain[f.name] = value
     return plain
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

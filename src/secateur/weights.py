@@ -7,13 +7,12 @@ weights by it. Nothing here changes a weight.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
 ROLES = ("kernel", "embedding", "bias", "norm", "other")
 
@@ -43,7 +42,7 @@ class Weight:
         """The values as a NumPy array of `shape`."""
         import keras
 
-        return keras.ops.convert_to_numpy(self.variable)
+        return keras.ops.convert_to_numpy(self.variable.value)
 
 
 class WeightTable:
@@ -67,7 +66,7 @@ class WeightTable:
     def __getitem__(self, path: str) -> Weight:
         if path not in self._rows:
             raise SecateurError(
-                f"no weight named {path!r}; {_near(path, self._rows)} (`secateur inspect` lists them)"
+                f"no weight named {path!r}; {nearest(path, self._rows)} (`secateur inspect` lists them)"
             )
         return self._rows[path]
 
@@ -135,7 +134,7 @@ class Select:
             object.__setattr__(self, name, tuple(value))
         for role in self.roles:
             if role not in ROLES:
-                raise SecateurError(f"unknown role {role!r}; {_near(role, ROLES)}")
+                raise SecateurError(f"unknown role {role!r}; {nearest(role, ROLES)}")
 
     def reasons(self, table: WeightTable) -> dict[str, str | None]:
         """Path -> None where the weight is selected, else the reason why not.
@@ -146,8 +145,7 @@ class Select:
         found = {w.path: self._reason(w) for w in table}
         if not any(reason is None for reason in found.values()):
             raise SecateurError(
-                f"the selection matches no weight: {self}; "
-                f"weights are {_some([w.path for w in table])} (`secateur inspect` lists them)"
+                f"the selection matches no weight: {self}; `secateur inspect` lists the weights"
             )
         return found
 
@@ -174,12 +172,12 @@ class Select:
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
                 raise SecateurError(
-                    f"{pattern!r} matches no layer or weight; {_near(pattern, names)}"
+                    f"{pattern!r} matches no layer or weight; {nearest(pattern, names)}"
                 )
         classes = {w.layer_class for w in table}
         for wanted in self.classes:
             if wanted not in classes:
-                raise SecateurError(f"no layer of class {wanted!r}; {_near(wanted, classes)}")
+                raise SecateurError(f"no layer of class {wanted!r}; {nearest(wanted, classes)}")
 
 
 def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -264,14 +262,3 @@ def _unique(path: str, taken: set[str]) -> str:
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {_some(known)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:8])
-    return shown + (", ..." if len(names) > 8 else "")

@@ -4,13 +4,12 @@ Layers bear the names that a fresh process would give them, so that a path such 
 means the same layer in every process and however many models were built before.
 """
 
-import difflib
 from collections.abc import Callable
 
 import keras
 from keras import layers
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
 
 def lab_cnn(input_shape: tuple[int, ...] = (28, 28), classes: int = 10) -> keras.Model:
@@ -79,10 +78,9 @@ def build(
     (None, 10)
     """
     if name not in ZOO:
-        near = difflib.get_close_matches(str(name), ZOO, n=1)
         raise SecateurError(
-            f"model {name!r} received, expected one of {', '.join(ZOO)}; fix: "
-            f"{f'did you mean {near[0]!r}?' if near else 'use one of these, or a .keras file'}"
+            f"model {name!r} received, expected a .keras file or a built-in name; "
+            f"{nearest(name, ZOO)}"
         )
     given = {"input_shape": input_shape and tuple(input_shape), "classes": classes}
     return ZOO[name](**{key: value for key, value in given.items() if value is not None})

@@ -3,12 +3,11 @@
 A criterion is one pure function and one row of `CRITERIA`; it neither ranks nor prunes.
 """
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
 Criterion = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -45,10 +44,8 @@ def criterion(name: str | Criterion) -> Criterion:
     if callable(name):
         return name
     if name not in CRITERIA:
-        near = difflib.get_close_matches(str(name), CRITERIA, n=1)
         raise SecateurError(
-            f"unknown criterion {name!r}, expected one of {', '.join(CRITERIA)} or a function "
-            f"(weight, rng) -> scores; fix: "
-            f"{f'did you mean {near[0]!r}?' if near else 'use one of these'}"
+            f"unknown criterion {name!r}, expected a name or a function (weight, rng) -> scores; "
+            f"{nearest(name, CRITERIA)}"
         )
     return CRITERIA[name]

@@ -4,12 +4,11 @@ A `Schedule` is what a user writes and a recipe stores; `Schedule.resolve` turns
 of known length, into a `Timetable` of whole optimizer steps, counted from 0.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
 UNITS = ("fraction", "steps", "epochs")
 
@@ -70,10 +69,9 @@ class Schedule:
             if field == "shape" and callable(value):
                 continue
             if value not in known:
-                near = difflib.get_close_matches(str(value), known, n=1)
                 raise SecateurError(
                     f"unknown schedule {field} {value!r}, expected one of {', '.join(known)}; "
-                    f"fix: {f'did you mean {near[0]!r}?' if near else 'use one of these names'}"
+                    f"{nearest(value, known)}"
                 )
 
     def _check_times(self) -> None:

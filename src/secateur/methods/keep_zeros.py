@@ -87,5 +87,6 @@ class KeepZerosCallback(ProjectionCallback):
             return
         _ = self.model
         for path, weight in projection.weights.items():
-            projection.hold(path, weight.read() != 0)
+            value = weight.read()
+            projection.hold(path, value != 0, value)
         self._held = True

@@ -148,10 +148,9 @@ class PruneCallback(ProjectionCallback):
         self._last = update
         sparsity = timetable.value(update, self.method.sparsity)
         for path, weight in projection.weights.items():
-            keep = self.method.mask(
-                path, weight.read(), sparsity, self._seed, self._zeros.get(path)
-            )
-            projection.hold(path, keep)
+            value = weight.read()
+            keep = self.method.mask(path, value, sparsity, self._seed, self._zeros.get(path))
+            projection.hold(path, keep, value)
         self.curve.append((step, sparsity))
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -157,7 +157,9 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("Could not convert: error: 'tf.Foo' op is unknown"))
     "Could not convert: error: 'tf.Foo' op is unknown"
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Keras wraps what went wrong once for each nested model, with the whole configuration.
+    text = str(error).rpartition("Exception encountered: ")[2].partition(" Full object config")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line.lower()]
     return ([*telling, *lines] or [type(error).__name__])[0][:300]
 

@@ -69,7 +69,11 @@ def save_model(model: Any, path: Path) -> None:
 
     with _no_hdf5_advice():
         if path.suffix == ".h5":
-            keras.saving.save_model(model, path, include_optimizer=False)
+            try:
+                keras.saving.save_model(model, path, include_optimizer=False)
+            except RuntimeError as error:
+                # On a full disk HDF5 fails again at closing, and that error hides the first.
+                raise error.__context__ or error from None
             return
         keras.saving.save_model(model, path)
         if getattr(model, "optimizer", None) is not None:

@@ -1,0 +1,223 @@
+"""Every format is written, found again weight by weight, and all of them or none get a name."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from tests.exporting_cases import EVERY, exported, left_in, pruned, randomized, samples, values
+
+from secateur import exporting
+from secateur.errors import SecateurError
+from secateur.exporting import FORMATS, export, verify
+from secateur.promises import Promise
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def x():
+    return samples()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("out"))
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def test_every_format_is_written_under_its_name(made):
+    *_, artifacts, out = made
+    assert tuple(artifacts) == EVERY
+    names = [f"pruned-{format}{suffix}" for format, suffix in FORMATS.items()]
+    assert left_in(out) == sorted(names)
+    for artifact in artifacts.values():
+        assert artifact.path.stat().st_size == artifact.bytes
+        assert artifact.stage == "pruned" and len(artifact.sha256) == 64
+    assert artifacts["float32"].bytes <= 85_040 and artifacts["dynamic"].bytes <= 24_384
+
+
+def test_parity_is_recorded(made):
+    *_, artifacts, _ = made
+    for format, artifact in artifacts.items():
+        assert artifact.parity["n"] == 64
+        limit = 1e-4 if format != "dynamic" else 0.05
+        assert artifact.parity["largest"] <= limit
+    assert artifacts["dynamic"].parity["relative_rms"] > 1e-4  # it is rounded, and says so
+
+
+def test_each_weight_is_found_in_the_file(made):
+    *_, artifacts, _ = made
+    for format, artifact in artifacts.items():
+        found = artifact.tensors
+        assert set(found) == {"conv2d/kernel", "conv2d/bias", "dense/kernel", "dense/bias"}
+        assert all(record["tensor"] for record in found.values())
+        dtype = "int8" if format == "dynamic" else "float32"
+        assert found["dense/kernel"]["dtype"] == dtype
+    assert artifacts["dynamic"].tensors["conv2d/kernel"]["skipped"] == "under 1,024 elements"
+    layout = artifacts["float32"].tensors["conv2d/kernel"]["layout"]
+    assert layout == "(..., in, out) -> (out, ..., in)"
+
+
+def test_verify_reports_the_promises_on_the_files_own_tensors(made, x):
+    model, promises, artifacts, _ = made
+    for format, artifact in artifacts.items():
+        verified = verify(artifact.path, format, model, promises, x)
+        assert [finding.ok for finding in verified.findings] == [True, True]
+        conv, dense = verified.findings
+        assert (conv.extra_zeros, dense.extra_zeros) == (0, int(format == "dynamic"))
+
+
+def test_without_data_random_inputs_are_compared(made, tmp_path):
+    model, promises, *_ = made
+    (artifact,) = export(model, ["keras"], tmp_path, stage="s", promises=promises)
+    assert artifact.parity["n"] == 64
+
+
+def test_the_model_is_not_changed(made, tmp_path, x):
+    model, *_ = made
+    model.compile("adam", "mse")
+    before, optimizer = [values(w) for w in model.weights], model.optimizer
+    export(model, ["keras", "h5"], tmp_path, stage="s", data=x)
+    assert model.optimizer is optimizer and model.compiled
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, values(new))
+
+
+# --- other failures -------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_nothing(made, x, tmp_path):
+    def stop(name):
+        if name == "s-h5.h5":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(made[0], ["keras", "h5"], tmp_path / "out", stage="s", data=x, progress=stop)
+    assert left_in(tmp_path / "out") == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """The limit is set when the first file is about to be written: after any conversion."""
+    code = """
+import resource, sys
+from secateur import zoo
+from secateur.errors import SecateurError
+from secateur.exporting import export
+model = zoo.build("lab-cnn")
+def limit(name):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+for format in sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    try:
+        export(model, [format], sys.argv[1], stage="s", progress=limit)
+    except SecateurError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # On other backends a process for the conversion would be started: the disk is the same.
+    formats = ["keras", "h5", "float32"][: 3 if keras.backend.backend() == "tensorflow" else 2]
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), *formats]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert left_in(tmp_path / "out") == []
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(formats), done.stdout
+    for line, format in zip(lines, formats, strict=True):
+        assert f"s-{format}{FORMATS[format]} could not be written (File too large)" in line
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named(made, x, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SecateurError, match=r"out/s-keras.keras could not be written"):
+        export(made[0], ["keras"], tmp_path / "out", stage="s", data=x)
+
+
+def test_nan_weights_are_named(tmp_path):
+    net = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="head")])
+    net.layers[0].kernel.assign(np.full((4, 2), np.nan))
+    with pytest.raises(SecateurError, match="NaN or infinity received in head/kernel"):
+        export(net, ["keras"], tmp_path, stage="s")
+
+
+def test_a_misspelt_format_names_the_nearest(made, tmp_path):
+    with pytest.raises(SecateurError, match="did you mean dynamic"):
+        export(made[0], ["dynamik"], tmp_path, stage="s")
+    assert left_in(tmp_path) == []
+
+
+def test_a_promise_for_an_unknown_weight_is_refused(made, x, tmp_path):
+    promise = Promise("gone/kernel", "shape", (2,), (2,))
+    with pytest.raises(SecateurError, match="gone/kernel"):
+        export(made[0], ["keras"], tmp_path, stage="s", promises=[promise], data=x)
+
+
+def test_data_of_another_shape_is_refused(made, tmp_path):
+    with pytest.raises(SecateurError, match=r"\(8, 8\) received .* expected \(28, 28\)"):
+        export(made[0], ["keras"], tmp_path, stage="s", data=np.zeros((3, 8, 8), "float32"))
+
+
+# --- layouts and folding --------------------------------------------------------------------------
+
+
+def test_every_layout_is_found_and_its_zeros_are_checked(tmp_path):
+    keras.utils.set_random_seed(0)
+    image, line = keras.Input((12, 12, 3), name="image"), keras.Input((9, 5), name="line")
+    a = layers.Conv2D(8, 3, use_bias=False, name="conv")(image)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    a = layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, name="depth")(a)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    a = layers.Conv2DTranspose(6, 3)(layers.SeparableConv2D(7, 3)(a))
+    a = layers.GlobalAveragePooling2D()(a)
+    b = layers.MultiHeadAttention(2, 3)(line, line)
+    b = layers.Flatten()(layers.Conv1D(4, 3)(b))
+    c = layers.BatchNormalization()(layers.Dense(16, name="middle")(layers.Concatenate()([a, b])))
+    net = randomized(keras.Model([image, line], layers.Dense(3, name="last")(c)))
+    promises = pruned(net, 0.5)
+    assert len(promises) >= 6
+    by_format = {}
+    for artifact in export(net, ["float32", "dynamic"], tmp_path, stage="s", promises=promises):
+        by_format[artifact.format] = artifact.tensors
+    kernels = {w.path for w in exporting.weight_table(net) if w.role == "kernel"}
+    for found in by_format.values():
+        assert kernels == {path for path in kernels if found[path]["tensor"]}
+        folded = {path for path in kernels if "folded" in found[path]}
+        # into the layer before, or (between two Dense) into the layer after
+        assert {"conv/kernel", "depth/kernel"} <= folded
+        assert len(folded & {"middle/kernel", "last/kernel"}) == 1
+
+
+def test_a_channel_folded_to_zero_keeps_its_promise(tmp_path):
+    net = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(4, 3, name="c"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+        ]
+    )
+    randomized(net)
+    gamma = values(net.layers[1].gamma)
+    gamma[1] = 0
+    net.layers[1].gamma.assign(gamma)
+    promises = pruned(net)
+    (artifact,) = export(net, ["float32"], tmp_path, stage="s", promises=promises)
+    assert artifact.tensors["c/kernel"]["folded"]
+
+
+def test_one_differing_sample_of_few_is_not_a_broken_file():
+    expected = {"out": np.array([[1.0, 0.99], [1.0, 0.0], [0.0, 1.0]])}
+    given = {"out": np.array([[0.99, 1.0], [1.0, 0.0], [0.0, 1.0]])}
+    assert exporting.compare(expected, given, "dynamic")["agreement"] == pytest.approx(2 / 3)
+
+
+def test_not_a_number_and_another_shape_are_refused():
+    expected = {"out": np.ones((2, 3))}
+    for wrong in (np.full((2, 3), np.nan), np.ones((2, 2))):
+        with pytest.raises(SecateurError, match=r"expected \(2, 3\), finite"):
+            exporting.compare(expected, {"out": wrong}, "dynamic")
