@@ -154,7 +154,9 @@ def test_every_folder_of_modules_is_a_package():
 )
 def test_files_are_short(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES or path.relative_to(ROOT).as_posix() in ALLOWED_LINES
+    # A table of cases, or a benchmark that runs on its own, is read from top to bottom: it may be longer.
+    limit = MAX_LINES if path in SOURCES else 550
+    assert lines <= limit or path.relative_to(ROOT).as_posix() in ALLOWED_LINES
 
 
 def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

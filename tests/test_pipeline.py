@@ -19,7 +19,7 @@ from secateur.datasets import load
 from secateur.errors import SecateurError
 from secateur.methods.prune import Prune
 from secateur.recipe import Export, Recipe
-from secateur.training import Train
+from secateur.training import Train, compiled_loss
 
 ROOT = Path(__file__).parent.parent
 SMALL = Recipe(
@@ -239,3 +239,14 @@ def test_an_unwritable_directory_is_one_line(digits, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SecateurError, match="cannot write to"):
         pipeline.run("lenet-300-100", SMALL, digits, tmp_path / "file" / "out")
+
+
+def test_the_loss_a_file_was_compiled_with_is_used(digits, tmp_path):
+    model = own_model()
+    model.compile("adam", "poisson")
+    model.save(tmp_path / "compiled.keras")
+    loaded, name = pipeline.resolve_model(tmp_path / "compiled.keras", SMALL, digits)
+    assert (compiled_loss(loaded), name) == ("poisson", "compiled")
+    bare = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+    bare.save(tmp_path / "bare.keras")
+    assert compiled_loss(pipeline.resolve_model(tmp_path / "bare.keras", SMALL, digits)[0]) is None

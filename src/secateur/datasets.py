@@ -218,7 +218,8 @@ def _read(spec: Any) -> tuple[str, Pairs]:
     if path.is_file():
         return path.name, _read_npz(path)
     expected = f"{', '.join(NAMED)} or an existing .npz file"
-    raise _refused(f"data {name!r}", expected, nearest(name, NAMED))
+    fix = "check the path" if path.suffix else nearest(name, NAMED)
+    raise _refused(f"data {name!r}", expected, fix)
 
 
 def _read_cached(name: str) -> Pairs:

@@ -177,7 +177,7 @@ def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str]:
             f"{path} is a finished file and cannot be compressed further; "
             "give the Keras model it was made from, or use `secateur measure`"
         )
-    return load_model(path), path.stem
+    return load_model(path, compiled=True), path.stem
 
 
 @dataclass

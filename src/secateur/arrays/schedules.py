@@ -71,7 +71,7 @@ class Schedule:
             if value not in known:
                 raise SecateurError(
                     f"unknown schedule {field} {value!r}, expected one of {', '.join(known)}; "
-                    f"{nearest(value, known)}"
+                    f"fix: {nearest(value, known)}"
                 )
 
     def _check_times(self) -> None:

@@ -3,11 +3,13 @@
 Loading runs no code from the file (`safe_mode`) and leaves optimizer and loss out.
 """
 
+import contextlib
 import importlib
 import json
 import logging
 import math
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -39,12 +41,18 @@ def load(path: Any, threads: int | None = None) -> "KerasSession":
     return KerasSession(load_model(path) if isinstance(path, str | Path) else path)
 
 
-def load_model(path: str | Path) -> Any:
-    """Return the model in a `.keras` or `.h5` file, not compiled; runs no code from the file.
+def load_model(path: str | Path, *, compiled: bool = False) -> Any:
+    """Return the model in a `.keras` or `.h5` file; runs no code from the file.
 
-    Raises `SecateurError` as `load` does.
+    `compiled`: with its loss, where the file has one that can be restored; else without optimizer
+    and loss. Raises `SecateurError` as `load` does.
     """
     import keras
+
+    if compiled:
+        with contextlib.suppress(Exception), _no_hdf5_advice(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an optimizer that does not fit is not used anyway
+            return keras.saving.load_model(path, safe_mode=True)
 
     if not Path(path).is_file():
         raise SecateurError(
