@@ -266,8 +266,9 @@ def main() -> None:
         _fail(str(error))
     except Exception as error:
         if isinstance(error, _USAGE_ERROR):
-            error.show()
-            raise SystemExit(error.exit_code) from None
+            usage: Any = error
+            usage.show()
+            raise SystemExit(usage.exit_code) from None
         if debug:
             raise
         text = str(error).strip().splitlines()

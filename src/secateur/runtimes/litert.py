@@ -251,7 +251,7 @@ class _Operator:
             "CONV_3D": lambda: math.prod(shapes[1][:-1]),
             "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
             "FULLY_CONNECTED": lambda: shapes[1][-1],
-            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * out[-1] // math.prod(out),
+            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * math.prod(out[-1:]) // math.prod(out),
         }
         if self.name == "TRANSPOSE_CONV":  # (output shape, weights, input)
             return math.prod(shapes[2]) * math.prod(shapes[1][:3])
