@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -187,6 +188,9 @@ def test_recipes_are_listed_explained_and_printed(secateur):
         (["run", "demo", "--data", "nan.npz"], "NaN"),
         (["run", "demo", "--data", "labels.npz", "--model", "ten.keras"], "label 12"),
         (["run", "demo", "--data", "object.npz"], "object.npz"),
+        (["run", "demo", "--out", "seeds"], "seeds holds the runs of several seeds"),
+        (["run", "demo", "--seeds", "2", "--out", "single"], "single holds a run of its own"),
+        (["export", "ten.keras", "--out", "single"], "single holds a run"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_with_an_exit_code(secateur, tmp_path, words, message):
@@ -197,6 +201,9 @@ def test_what_is_wrong_is_one_line_with_an_exit_code(secateur, tmp_path, words, 
     np.savez(tmp_path / "nan.npz", x=np.where(np.arange(60)[:, None, None] == 7, np.nan, x), y=y)
     np.savez(tmp_path / "labels.npz", x=x, y=np.where(y == 9, 12, y))
     np.savez(tmp_path / "object.npz", x=np.array([{}, []], dtype=object), y=y[:2])
+    for folder in ("single", "seeds/seed-0"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "run.json").write_text("{}")
     keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)]).save("ten.keras")
     code, _, err = secateur(*words)
     assert code == 1
@@ -204,6 +211,57 @@ def test_what_is_wrong_is_one_line_with_an_exit_code(secateur, tmp_path, words, 
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_is_left_out_with_one_line_where_jinja2_is_missing(
+    secateur, trained, tmp_path, monkeypatch
+):
+    from secateur import pipeline
+
+    def find(name):
+        return None if name == "jinja2" else real(name)
+
+    real = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", find)
+    (tmp_path / "quick.toml").write_text(RECIPE.replace("epochs = 2", "epochs = 1"))
+    words = ["run", "quick.toml", "--model", trained / "model.keras",
+             "--data", trained / "data.npz", "--out", "out dir"]  # fmt: skip
+    code, out, err = secateur(*words)
+    assert code == 0, err
+    assert "pip install 'secateur[report]'" in out
+    assert not (tmp_path / "out dir" / "report.html").exists()
+    record = json.loads((tmp_path / "out dir" / "run.json").read_text())
+    assert shlex.split(record["command"]) == ["secateur", *map(str, words)]
+    assert pipeline.Run(tmp_path / "out dir", record).model.name
+
+
+@pytest.mark.parametrize(
+    ("words", "carries_on"),
+    [
+        (["run", "demo"], "the same command carries on"),
+        (["run", "demo", "--overwrite"], "the same command without --overwrite carries on"),
+        (["recipes"], ""),
+    ],
+)
+def test_ctrl_c_promises_only_what_is_true(words, carries_on, secateur, monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda *args, **kwargs: 130)  # Typer's word for it
+    code, _, err = secateur(*words)
+    assert code == 130
+    assert "interrupted" in err
+    assert carries_on in err
+    assert ("carries on" in err) == bool(carries_on)
+
+
+def test_a_model_at_chance_level_goes_on_when_told_to(secateur, trained, tmp_path):
+    keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)]).save("new.keras")
+    (tmp_path / "quick.toml").write_text(
+        RECIPE.replace("epochs = 2", "epochs = 1").replace(', "float32", "dynamic"', "")
+    )
+    words = ["run", "quick.toml", "--model", "new.keras", "--data", trained / "data.npz"]
+    assert secateur(*words)[0] == 1
+    assert not (tmp_path / "out").exists()
+    code, _, err = secateur(*words, "--allow-chance")
+    assert code == 0, err
 
 
 def test_nan_weights_and_a_model_at_chance_level_stop_before_anything_is_written(

@@ -11,9 +11,10 @@ from secateur.datasets import load
 from secateur.errors import SecateurError
 from secateur.methods.keep_zeros import KeepZeros
 from secateur.methods.prune import Prune
+from secateur.project import Projection
 from secateur.recipe import Recipe, Step
 from secateur.training import Train
-from secateur.weights import weight_table
+from secateur.weights import Select, weight_table
 
 RNG = np.random.default_rng(0)
 DATA = load((RNG.random((120, 6), dtype=np.float32), RNG.integers(0, 3, 120)))
@@ -48,6 +49,53 @@ def test_steps_follow_each_other_and_every_promise_holds_at_the_end():
     for path, value in first.items():
         assert (weight_table(small.model)[path].read()[value] == 0).all()
     assert [w.name for w in small.model.layers] == [w.name for w in model.layers]
+
+
+def test_zeros_of_an_earlier_step_are_held_while_a_later_one_works_on_other_weights():
+    hidden, head = Select(include=("hidden",)), Select(include=("head",))
+    late = Schedule(begin=0.6, shape="one-shot")
+    for second in (
+        Prune(sparsity=0.5, select=head),
+        KeepZeros(select=head),
+        Prune(sparsity=0.75, select=hidden, schedule=late),
+    ):
+        recipe = Recipe(steps=[Prune(sparsity=0.5, select=hidden), second], train=FAST)
+        small = compress(net(), recipe, DATA)
+        first = {p.path: p.value for p in small.stages[0].promises}["hidden/kernel"]
+        assert (weight_table(small.model)["hidden/kernel"].read()[first] == 0).all()
+
+
+def test_zeros_lost_on_the_way_are_an_error_not_a_smaller_promise(monkeypatch):
+    attach = Projection.attach
+
+    def without_hook(self, trainable_variables):
+        attach(self, trainable_variables)
+        vars(self._optimizer).pop("apply")
+        vars(self._optimizer).pop("finalize_variable_values")
+
+    monkeypatch.setattr(Projection, "attach", without_hook)
+    with pytest.warns(UserWarning, match="not zero at the end"):
+        with pytest.raises(SecateurError, match="zeros at 24 of 48 weights of hidden/kernel"):
+            compress(net(), Recipe(steps=[Prune(sparsity=0.5)], train=FAST), DATA)
+
+
+def test_dropout_follows_the_seed_whatever_process_built_it():
+    found = []
+    for seed in (3, 3, 4):
+        keras.utils.set_random_seed(len(found))  # what the process drew before must not matter
+        dropout = layers.Dropout(0.5)
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(8), dropout, layers.Dense(3)])
+        recipe = Recipe(steps=[Prune(sparsity=0.5)], train=FAST, seed=seed)
+        found.append(compress(model, recipe, DATA).model.get_weights())
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_data_may_be_arrays_and_are_folded_for_the_model():
+    x, y = DATA.train.x.reshape(-1, 2, 3), DATA.train.y
+    small = compress(net(), Recipe(steps=[Prune(sparsity=0.5)], train=FAST), (x, y))
+    assert small.stages[0].history is not None
 
 
 def test_without_data_every_step_acts_at_once():

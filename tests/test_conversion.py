@@ -182,6 +182,20 @@ def test_unknown_formats_and_a_missing_tensorflow_say_what_to_do(model, monkeypa
         conversion.to_litert(model)
 
 
+def test_a_missing_litert_is_named_before_anything_is_converted(model, monkeypatch):
+    original = importlib.util.find_spec
+
+    def without(name, *rest):
+        return None if name.startswith("ai_edge_litert") else original(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[litert\]'") as refused:
+        conversion.to_litert(model)
+    said = str(refused.value)
+    assert "ai-edge-litert is not installed" in said and "\n" not in said
+    assert "replace the layer" not in said
+
+
 def test_random_inputs_are_the_same_every_time_and_fit():
     x, i = keras.Input((None, 3), name="x"), keras.Input((5,), name="i", dtype="int32")
     net = keras.Model([x, i], [layers.Dense(1)(x), layers.Embedding(2, 3)(i)])

@@ -136,6 +136,28 @@ def test_notes_say_how_each_split_was_made():
         assert words in notes
 
 
+@pytest.mark.parametrize("kind", ["tuple", "npz"])
+def test_a_test_part_held_out_here_warns_of_models_trained_before(kind, tmp_path):
+    spec = (numbered(100), np.arange(100) % 3)
+    if kind == "npz":
+        np.savez(tmp_path / "own.npz", x=spec[0], y=spec[1])
+        spec = tmp_path / "own.npz"
+    warning = "a model trained on these arrays before has seen them"
+    (note,) = [note for note in load(spec).notes if note.startswith("test: ")]
+    assert note.startswith("test: 20 samples held out") and note.endswith(warning)
+    own_test = (numbered(100), np.arange(100) % 3), (numbered(30), np.arange(30) % 3)
+    for other in (own_test, "digits"):
+        assert warning not in str(load(other).notes)
+
+
+def test_data_of_a_test_part_alone_say_that_they_cannot_train(tmp_path):
+    np.savez(tmp_path / "test.npz", x_test=numbered(20), y_test=np.arange(20) % 4)
+    record = load(tmp_path / "test.npz").describe()
+    assert record["sizes"]["train"] == 0
+    assert "train: no samples, these data can be measured on but not trained on" in record["notes"]
+    assert "no samples" not in str(load((numbered(20), np.arange(20) % 4)).notes)
+
+
 def test_describe_is_plain_json():
     record = load("digits").describe()
     assert json.loads(json.dumps(record)) == record

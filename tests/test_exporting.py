@@ -146,7 +146,7 @@ def test_nan_weights_are_named(tmp_path):
 
 
 def test_a_misspelt_format_names_the_nearest(made, tmp_path):
-    with pytest.raises(SecateurError, match="did you mean dynamic"):
+    with pytest.raises(SecateurError, match="did you mean .dynamic"):
         export(made[0], ["dynamik"], tmp_path, stage="s")
     assert left_in(tmp_path) == []
 
@@ -208,6 +208,47 @@ def test_a_channel_folded_to_zero_keeps_its_promise(tmp_path):
     promises = pruned(net)
     (artifact,) = export(net, ["float32"], tmp_path, stage="s", promises=promises)
     assert artifact.tensors["c/kernel"]["folded"]
+
+
+def of_one_channel():
+    """A 1x1 convolution of a grey image and BatchNormalization: one element for each factor."""
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(8, 1, name="thin"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(),
+            layers.Conv2D(4, 3, name="thick"),
+            layers.BatchNormalization(name="bn2"),
+        ]
+    )
+    return randomized(net)
+
+
+def test_a_factor_for_every_element_is_no_evidence(tmp_path):
+    """Whatever has the size of such a weight would be "found": the file says that it was not."""
+    net = of_one_channel()
+    (artifact,) = export(net, ["float32"], tmp_path, stage="s")
+    assert artifact.tensors["thick/kernel"]["folded"]
+    for path in ("thin/kernel", "thin/bias", "bn/gamma", "bn/moving_variance", "thick/bias"):
+        assert artifact.tensors[path]["tensor"] is None, path
+        assert artifact.tensors[path]["reason"].startswith("not located"), path
+
+
+def test_zeros_in_the_same_places_are_evidence(tmp_path):
+    """So that zeros promised in such a kernel can be checked in the file, and their loss be seen."""
+    net = of_one_channel()
+    promises = pruned(net, 0.5)
+    assert promises[0].path == "thin/kernel"
+    (artifact,) = export(net, ["float32"], tmp_path, stage="s", promises=promises)
+    assert artifact.tensors["thin/kernel"]["folded"]
+    kernel = values(net.layers[0].kernel)
+    lost = kernel.copy()
+    lost[tuple(np.argwhere(kernel == 0)[0])] = 1e-30
+    net.layers[0].kernel.assign(lost)
+    with pytest.raises(SecateurError, match="thin/kernel"):
+        verify(artifact.path, "float32", net, promises)
 
 
 def test_one_differing_sample_of_few_is_not_a_broken_file():

@@ -1,14 +1,19 @@
 """Inspecting models and files: the counts are right and the explanations are supported by them."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from rich.console import Console
 
+from secateur import conversion
 from secateur.compression import copy_model
 from secateur.errors import SecateurError
 from secateur.inspection import differences, inspect, weight_records
 from secateur.methods.prune import Prune
+from secateur.reporting import console
 from secateur.runtimes.keras import save_model
 from secateur.weights import weight_table
 
@@ -64,6 +69,56 @@ def test_pruning_is_explained_by_numbers(tmp_path):
     assert "2,160 more of them are zero" in text
     assert "a zero takes as many bytes" in text
     assert after.gzip_bytes < 0.6 * before.gzip_bytes
+
+
+def test_fewer_zeros_in_the_second_are_not_called_equal(tmp_path):
+    model = copy_model(net())
+    save_model(model, tmp_path / "dense.h5")
+    Prune(sparsity=0.8).apply(model)
+    save_model(model, tmp_path / "pruned.h5")
+    pruned, dense = inspect(tmp_path / "pruned.h5"), inspect(tmp_path / "dense.h5")
+    text = " ".join(differences(pruned, dense))
+    assert "Both hold the same" not in text
+    assert "2,160 more of them are zero in the first" in text
+    assert f"{pruned.gzip_bytes:,} bytes in the first, {dense.gzip_bytes:,} in the second" in text
+
+
+def test_equal_is_said_of_equal_ones_alone():
+    same = "Both hold the same number of parameters, zeros and optimizer state."
+    found = differences(inspect(net()), inspect(net()))
+    assert found[0] == same and "non-trainable" in found[1]
+    values = inspect(net())
+    for change in ({"nonzero": 2819}, {"nonzero": 2821}, {"parameters": 3006, "nonzero": 2820}):
+        other = dataclasses.replace(values, **change)
+        assert same not in differences(values, other)
+        assert same not in differences(other, values)
+    assert same not in differences(values, dataclasses.replace(values, optimizer_elements=7))
+
+
+def test_a_tflite_does_not_say_what_is_trainable(tmp_path):
+    model = net()
+    path = tmp_path / "model.tflite"
+    path.write_bytes(conversion.to_litert(model)["float32"])
+    found, live = inspect(path), inspect(model)
+    assert (found.trainable, found.non_trainable) == (None, None)
+    assert all(record["trainable"] is None for record in found.weights)
+    text = " ".join(differences(found, found))
+    assert "non-trainable" not in text and "Both hold the same" in text
+    text = " ".join(differences(live, found))
+    assert "are gone" not in text and "changed shape" not in text  # tensors have other names
+    assert "of the second are non-trainable" not in text
+    records = [live.to_record(), found.to_record()]
+    assert "trainable" not in printed(console.weights(records[1]))
+    cells = [line.split() for line in printed(console.side_by_side(records)).splitlines()]
+    assert ["trainable", "2,885", "-"] in cells
+    assert ["non", "trainable", "120", "-"] in cells
+    assert ["bytes", "-"] in [row[:2] for row in cells]
+
+
+def printed(table):
+    terminal = Console(width=200, record=True, quiet=True)
+    terminal.print(table)
+    return terminal.export_text().replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ")
 
 
 def test_other_networks_are_not_called_pruned():

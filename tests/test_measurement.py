@@ -158,6 +158,25 @@ def test_keras_metrics_on_request(folder, data):
         assert m.metrics == {"top": pytest.approx(m.top5, abs=1e-6)}
 
 
+def test_a_pair_of_arrays_is_taken_as_run_takes_it(folder, data):
+    path = folder / "float32.tflite"
+    expected = measure(path, data, latency=False)
+    assert measure(path, (data.x, data.y), latency=False) == expected
+    assert measure(path, (data.x, data.y.tolist()), latency=False) == expected
+    assert measure(path, (data.x, None), latency=False).n == 300
+    for wrong in ((data.x,), [data.x, data.y], "digits", data.x):
+        with pytest.raises(SecateurError, match=r"expected .*\(x, y\)") as refused:
+            measure(path, wrong, latency=False)
+        assert "\n" not in str(refused.value)
+
+
+def test_threads_that_the_backend_chooses_are_not_guessed(model, data):
+    measured = measure(model, data)
+    assert measured.threads is None
+    assert measured.latency["threads"] is None
+    json.dumps(measured.to_record(), allow_nan=False)
+
+
 def test_errors_name_the_file_or_the_shapes(folder, tmp_path, data):
     with pytest.raises(SecateurError, match=r"expected a .tflite, .keras or .h5"):
         measure(tmp_path / "model.onnx")
@@ -243,3 +262,40 @@ def test_from_logits_can_be_said():
 def test_labels_that_do_not_fit_are_refused_with_both_shapes(outputs, y):
     with pytest.raises(SecateurError, match=r"labels of shape .* for outputs of shape \(3, "):
         score(outputs, y)
+
+
+def test_several_labels_at_once_against_keras():
+    outputs = 1 / (1 + np.exp(-LOGITS))
+    y = RNG.integers(0, 2, (50, 8))
+    for labels in (y, y.astype(bool), y.astype("float32")):
+        found = score(outputs, labels)
+        expected = keras.losses.BinaryCrossentropy()(y, outputs)
+        assert found["loss"] == pytest.approx(float(expected), rel=1e-4)
+        assert found["label_accuracy"] == np.mean((outputs > 0.5) == y)
+        assert found["mse"] == pytest.approx(np.square(outputs - y).mean())
+        assert "accuracy" not in found and "top5" not in found
+
+
+@pytest.mark.parametrize("labels", [RNG.integers(0, 2, (50, 8)), RNG.integers(0, 9, (50, 8))])
+def test_whole_numbers_for_each_output_are_quantities_where_outputs_are(labels):
+    found = score(LOGITS, labels)
+    assert set(found) == {"mse", "mae"}
+    assert found["mae"] == pytest.approx(np.abs(LOGITS - labels).mean())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([[0.2, 0.8], [0.5, 0.5]], True),
+        ([[0.2, 0.8009]], True),
+        ([[0.2, 0.802]], False),
+        ([[0.2, 0.2]], False),
+        ([[-0.5, 1.5]], False),
+        ([[0.0], [0.4]], True),
+        ([[1.1], [0.4]], False),
+        ([0.0, 0.4], True),
+        ([[[0.2, 0.8]], [[1.0, 0.0]]], True),
+    ],
+)
+def test_probabilities_are_told_from_logits(outputs, expected):
+    assert measurement.are_probabilities(np.array(outputs)) is expected

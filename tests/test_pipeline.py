@@ -1,5 +1,6 @@
 """Whole Runs on real data: what is written, what is carried on, what is refused."""
 
+import functools
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from keras import layers
 
-from secateur import pipeline
+from secateur import pipeline, zoo
 from secateur.arrays.schedules import Schedule
 from secateur.datasets import load
 from secateur.errors import SecateurError
 from secateur.methods.prune import Prune
 from secateur.recipe import Export, Recipe
+from secateur.run_folder import check_layout
 from secateur.training import Train, compiled_loss
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,13 @@ SMALL = Recipe(
     train=Train(epochs=3),
     export=Export(formats=("keras", "float32", "dynamic")),
     name="small",
+)
+QUICK = Recipe(
+    steps=[Prune(sparsity=0.5, schedule=Schedule(shape="one-shot"))],
+    train=Train(epochs=1),
+    export=Export(formats=("keras",)),
+    control=False,
+    name="quick",
 )
 
 
@@ -144,7 +153,7 @@ def test_the_same_seed_repeats_every_weight_and_another_seed_does_not(finished, 
 
 SCRIPT = """
 import sys
-from secateur import pipeline
+from secateur import pipeline, zoo
 from secateur.datasets import load
 from tests.test_pipeline import SMALL
 run = pipeline.run("lenet-300-100", SMALL, load("digits"), sys.argv[1], say=lambda t: print(t, flush=True))
@@ -245,8 +254,305 @@ def test_the_loss_a_file_was_compiled_with_is_used(digits, tmp_path):
     model = own_model()
     model.compile("adam", "poisson")
     model.save(tmp_path / "compiled.keras")
-    loaded, name = pipeline.resolve_model(tmp_path / "compiled.keras", SMALL, digits)
-    assert (compiled_loss(loaded), name) == ("poisson", "compiled")
+    loaded, name, untrained = pipeline.resolve_model(tmp_path / "compiled.keras", SMALL, digits)
+    assert (compiled_loss(loaded), name, untrained) == ("poisson", "compiled", False)
     bare = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     bare.save(tmp_path / "bare.keras")
     assert compiled_loss(pipeline.resolve_model(tmp_path / "bare.keras", SMALL, digits)[0]) is None
+
+
+# --- whose weights a run starts from ----------------------------------------------------------------
+
+
+def test_only_a_built_in_name_given_as_text_stands_for_an_untrained_model(digits, tmp_path):
+    keras.utils.set_random_seed(3)
+    model = zoo.build("lenet-300-100", input_shape=(8, 8), classes=10)
+    trained = [w + 1 for w in model.get_weights()]
+    model.set_weights(trained)
+    assert model.name in zoo.ZOO or model._name  # the zoo names its models
+    model._name = "lenet-300-100"
+    model.save(tmp_path / "lenet-300-100.keras")
+    for given in (model, tmp_path / "lenet-300-100.keras", str(tmp_path / "lenet-300-100.keras")):
+        found, name, untrained = pipeline.resolve_model(given, QUICK, digits)
+        assert (name, untrained) == ("lenet-300-100", False)
+        assert all(
+            np.array_equal(a, b) for a, b in zip(found.get_weights(), trained, strict=True)
+        )
+    assert pipeline.resolve_model("lenet-300-100", QUICK, digits)[1:] == ("lenet-300-100", True)
+
+
+def test_a_trained_model_that_bears_a_built_in_name_is_not_trained_again(digits, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)], name="lab-cnn"
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(digits.train.x, digits.train.y, epochs=8, verbose=0)
+    run = pipeline.run(model, QUICK, digits, tmp_path / "out")
+    baseline = run.record["stages"][0]
+    assert baseline["epochs"] == 0
+    saved = keras.saving.load_model(tmp_path / "out" / "baseline-keras.keras")
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(model.get_weights(), saved.get_weights(), strict=True)
+    )
+
+
+# --- chance level -----------------------------------------------------------------------------------
+
+
+def yes_or_no(seed=0):
+    """Half the digits against the other half: labels 0.0 and 1.0 in one column."""
+    data = load("digits", seed=seed)
+    x, y = data.train.x, (data.train.y[:, None] >= 5).astype("float32")
+    return x, y
+
+
+def test_float_labels_in_one_column_are_judged_as_yes_and_no(tmp_path):
+    x, y = yes_or_no()
+    model = keras.Sequential(
+        [keras.Input((8, 8)), layers.Flatten(), layers.Dense(32, "relu"), layers.Dense(1, "sigmoid")]
+    )
+    model.compile("adam", "binary_crossentropy")
+    model.fit(x, y, epochs=10, verbose=0)
+    said = []
+    run = pipeline.run(model, QUICK, (x, y), tmp_path / "out", say=said.append)
+    assert "validation samples" in said[0]
+    assert all(r["accuracy"] > 0.7 for r in run.record["rows"])
+    # and one that says yes to everything is found out
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    with pytest.raises(SecateurError, match="at chance level"):
+        pipeline.run(model, QUICK, (x, y), tmp_path / "other")
+
+
+def test_the_stop_at_chance_level_has_a_way_out_and_leaves_nothing(digits, tmp_path):
+    with pytest.raises(SecateurError, match=r"or was never trained.*--allow-chance"):
+        pipeline.run(own_model(), QUICK, digits, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    said = []
+    pipeline.run(own_model(), QUICK, digits, tmp_path / "out", allow_chance=True, say=said.append)
+    assert any("no better than chance" in text for text in said)
+
+
+def test_without_a_validation_part_the_samples_are_called_by_their_name(tmp_path):
+    data = load("digits", validation_split=0.0)
+    said = []
+    with pytest.raises(SecateurError, match="at chance level"):
+        pipeline.run(own_model(), QUICK, data, tmp_path / "out", say=said.append)
+    assert said[0].endswith("on 1,437 training samples")
+
+
+# --- functions in a recipe --------------------------------------------------------------------------
+
+
+def square(weight, rng, power=2):
+    return np.abs(weight) ** power
+
+
+def test_a_users_functions_run_and_are_recorded_by_name(digits, tmp_path):
+    def recipe(power):
+        criterion = functools.partial(square, power=power)
+        schedule = Schedule(shape=lambda progress: progress, every=5)
+        return Recipe(
+            **{**QUICK.__dict__, "steps": [Prune(sparsity=0.5, criterion=criterion, schedule=schedule)]}
+        )
+
+    run = pipeline.run("lenet-300-100", recipe(2), digits, tmp_path / "out")
+    step = run.record["recipe"]["steps"][0]
+    assert step["criterion"].startswith("partial of square (function")
+    assert step["schedule"]["shape"].startswith("<lambda> (function")
+    assert run.record["recipe_toml"].startswith("# Not to be repeated from this file alone")
+    again = pipeline.run("lenet-300-100", recipe(2), digits, tmp_path / "out")
+    assert again.record == run.record
+    with pytest.raises(SecateurError, match="holds another run"):
+        pipeline.run("lenet-300-100", recipe(3), digits, tmp_path / "out")
+
+
+# --- what stands in the folder ----------------------------------------------------------------------
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_folder_with_another_unfinished_run_is_refused_and_can_be_overwritten(
+    digits, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    other = Recipe(**{**QUICK.__dict__, "export": Export(formats=("h5",)), "name": "other"})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run("lenet-300-100", QUICK, digits, out)
+    assert (out / "baseline-keras.keras").exists()
+    with pytest.raises(SecateurError, match=r"unfinished run \(quick, seed 0\).*--overwrite"):
+        pipeline.run("lenet-300-100", other, digits, out)
+    (out / "mine.txt").write_text("not a run's")
+    run = pipeline.run("lenet-300-100", other, digits, out, overwrite=True)
+    assert {p.name for p in out.iterdir()} == {
+        *("run.json", "manifest.json", "recipe.toml", "mine.txt"),
+        *("baseline-h5.h5", "pruned-h5.h5"),
+    }
+    assert (run.model.layers[1].get_weights()[0] == 0).mean() == 0.5
+
+
+def test_overwriting_a_finished_run_removes_its_files_and_no_others(digits, tmp_path):
+    out = tmp_path / "out"
+    pipeline.run("lenet-300-100", QUICK, digits, out)
+    (out / "pruned-mine.keras").write_text("not a run's")
+    (tmp_path / "outside.keras").write_text("not a run's")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"].append({"path": "../outside.keras"})
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    other = Recipe(**{**QUICK.__dict__, "export": Export(formats=("h5",))})
+    pipeline.run("lenet-300-100", other, digits, out, overwrite=True)
+    assert (out / "pruned-mine.keras").exists() and (tmp_path / "outside.keras").exists()
+    assert not (out / "pruned-keras.keras").exists() and (out / "pruned-h5.h5").exists()
+
+
+def test_the_model_of_a_run_is_never_a_file_of_another(digits, tmp_path):
+    out = tmp_path / "out"
+    recipe = Recipe(**{**QUICK.__dict__, "export": Export(formats=("float32",))})
+    run = pipeline.run("lenet-300-100", recipe, digits, out)
+    keras.Sequential([keras.Input((8, 8)), layers.Flatten()]).save(out / "pruned-keras.keras")
+    with pytest.raises(SecateurError, match="add 'keras' to the recipe's formats"):
+        _ = run.model
+
+
+def test_a_run_that_fails_before_its_first_stage_does_not_block_the_folder(digits, tmp_path):
+    bad = Recipe(**{**QUICK.__dict__, "train": Train(optimizer="none-such")})
+    with pytest.raises(SecateurError, match="none-such"):
+        pipeline.run("lenet-300-100", bad, digits, tmp_path / "out")
+    pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
+
+
+def test_a_damaged_stage_is_computed_again(digits, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run("lenet-300-100", QUICK, digits, out)
+    weights = out / ".stages" / "baseline.npz"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    said = []
+    pipeline.run("lenet-300-100", QUICK, digits, out, say=said.append)
+    assert not any("carried over" in text for text in said)
+
+
+def test_infinite_numbers_are_written_as_null(digits, tmp_path, monkeypatch):
+    def diverging(*args, **kwargs):
+        history = train(*args, **kwargs)
+        history.metrics["val_loss"] = [float("inf")] * history.epochs
+        return history
+
+    train = pipeline.train
+    monkeypatch.setattr(pipeline, "train", diverging)
+    run = pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
+    assert run.record["stages"][0]["history"]["val_loss"] == [None]
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == run.record
+
+
+def test_folders_that_could_not_be_reported_at_the_end_are_refused_at_the_start(tmp_path):
+    def put(name, recipe, seed):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        record = {"recipe": {**recipe.to_record(), "seed": seed}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        return tmp_path / Path(name).parts[0]
+
+    own = put("own", QUICK, 0)
+    check_layout(own, QUICK, [0])
+    with pytest.raises(SecateurError, match="own holds a run of its own"):
+        check_layout(own, QUICK, [0, 1])
+    for seed in (0, 1, 7):
+        several = put(f"several/seed-{seed}", QUICK, seed)
+    check_layout(several, QUICK, [0, 1, 2])
+    with pytest.raises(SecateurError, match="several holds the runs of several seeds"):
+        check_layout(several, QUICK, [0])
+    with pytest.raises(SecateurError, match="seed-0 holds a run of another recipe.*--overwrite"):
+        check_layout(several, SMALL, [0, 1])
+    with pytest.raises(SecateurError, match="seed-7 holds a run of another recipe.*remove"):
+        check_layout(several, SMALL, [0, 1], overwrite=True)
+    check_layout(tmp_path / "new", QUICK, [0, 1])
+
+
+# --- what can be known before any training ----------------------------------------------------------
+
+
+def test_modules_named_by_imports_are_imported_first(digits, tmp_path, monkeypatch):
+    (tmp_path / "module_of_mine.py").write_text("loaded = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SecateurError, match="no model"):
+        pipeline.run(None, SMALL, digits, tmp_path / "out", imports=["module_of_mine"])
+    assert sys.modules["module_of_mine"].loaded
+    (tmp_path / "broken_of_mine.py").write_text("1 / 0")
+    for name, message in (("no_such_module", "No module named"), ("broken_of_mine", "division")):
+        with pytest.raises(SecateurError, match=f"{name}.*{message}"):
+            pipeline.run("lab-cnn", SMALL, digits, tmp_path / "out", imports=[name])
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("tensorflow", "tensorflow"), ("ai_edge_litert", "litert")]
+)
+def test_a_missing_package_is_named_before_any_training(
+    missing, extra, digits, tmp_path, monkeypatch
+):
+    def find(name):
+        return None if name == missing else object()
+
+    monkeypatch.setattr(pipeline, "find_spec", find)
+    monkeypatch.setattr(pipeline, "train", stop)
+    with pytest.raises(SecateurError, match=rf"float32, dynamic.*secateur\[{extra}\]"):
+        pipeline.run("lenet-300-100", SMALL, digits, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyboardInterrupt):  # a recipe without such files needs neither
+        pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = layers.Dense(10)
+
+    def call(self, x):
+        return self.head(keras.ops.reshape(x, (-1, 64)))
+
+
+def refused_models():
+    x, z = keras.Input((8, 8)), keras.Input((8, 8))
+    flat = layers.Flatten()(x)
+    two_in = keras.Model([x, z], layers.Dense(10)(layers.Flatten()(layers.Add()([x, z]))))
+    two_out = keras.Model(x, [layers.Dense(10)(flat), layers.Dense(2)(flat)])
+    subclassed = Subclassed()
+    subclassed(np.zeros((1, 8, 8), "float32"))
+    return [
+        (two_in, "2 inputs and 1 output"),
+        (two_out, "1 input and 2 outputs"),
+        (subclassed, "Subclassed"),
+        (keras.Sequential([layers.Dense(10)]), "not built"),
+        ({"a": 1}, "dict"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_model_that_run_cannot_take_is_one_clear_line(number, digits, tmp_path):
+    model, message = refused_models()[number]
+    with pytest.raises(SecateurError, match=message) as caught:
+        pipeline.run(model, QUICK, digits, tmp_path / "out")
+    assert "a built Functional or Sequential model with one input" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+class Unclonable(layers.Dense):
+    def __init__(self, units, *, secret):
+        super().__init__(units)
+
+    def get_config(self):
+        return {"units": 10}
+
+
+def test_a_model_that_cannot_be_copied_is_told_what_run_can_do(digits, tmp_path):
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), Unclonable(10, secret=1)])
+    with pytest.raises(SecateurError, match=r"cannot be copied.*secret.*get_config") as caught:
+        pipeline.run(model, QUICK, digits, tmp_path / "out", allow_chance=True)
+    assert "compress(" in str(caught.value)
+    assert "pass inplace=True" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

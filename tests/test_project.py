@@ -237,6 +237,40 @@ def test_an_interrupted_training_can_be_followed_by_another():
     assert "apply" not in vars(model.optimizer)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras demands steps_per_execution=1 on PyTorch")
+@pytest.mark.parametrize("steps", [8, 10])
+def test_the_default_schedule_reaches_its_end_with_several_steps_in_one_execution(steps):
+    model = compiled(lab(), steps_per_execution=4)
+    watch = Watch()
+    callback = Prune(sparsity=0.8).callback()
+    model.fit(*images(32 * steps), batch_size=32, epochs=2, verbose=0, callbacks=[watch, callback])
+    assert watch.zeros[-1] == EXACT
+    assert callback.notes == []
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_weights_put_back_by_another_callback_are_noticed():
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.first = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.first)
+
+    model = compiled(lab())
+    with pytest.warns(UserWarning, match="pruned weights are not zero at the end .* callback last"):
+        model.fit(*images(), verbose=0, callbacks=[Restore(), growing().callback()])
+
+
+def test_a_callback_can_be_used_again():
+    callback = growing().callback()
+    for _ in range(2):
+        model = compiled(lab())
+        model.fit(*images(), batch_size=32, verbose=0, callbacks=[callback])
+        assert [step for step, _ in callback.curve] == [0, 2, 4, 5]
+    assert {path: int((~keep).sum()) for path, keep in callback.masks.items()} == EXACT
+
+
 def test_averaged_weights_swapped_in_for_evaluation_are_as_sparse():
     model = compiled(lab(), keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9))
     x, y = images()

@@ -1,7 +1,11 @@
 """Recipes: what is written is what is read, misspellings are named, orders are validated."""
 
 import dataclasses
+import functools
+import tomllib
 
+import keras
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,6 +109,17 @@ PRUNE = '[[steps]]\nmethod = "prune"\nsparsity = 0.8\n'
         ("seed = -1", "seed -1 received"),
         ("steps = 3", "must be a list"),
         ("name = ", "not valid TOML"),
+        ('control = "false"', "control 'false' received in recipe, expected true or false"),
+        ("control = 0", "control 0 received in recipe, expected true or false"),
+        ("seed = true", "seed True received in recipe, expected a whole number"),
+        ("name = 3", "name 3 received in recipe, expected text"),
+        ("[train]\nepochs = true", r"epochs True received in \[train\], expected a whole number"),
+        ('[train]\nlearning_rate = "fast"', r"learning_rate 'fast' received in \[train\], expected a number"),
+        ("[train]\nloss = 3", r"loss 3 received in \[train\], expected text"),
+        (PRUNE.replace("0.8", '"0.8"'), r"sparsity '0.8' received in step 1 \(prune\), expected a number"),
+        (PRUNE + "criterion = 3", r"criterion 3 received in step 1 \(prune\), expected text"),
+        (PRUNE + "schedule = { every = 5.0 }", "every 5.0 received in step 1 schedule, expected a whole number"),
+        (PRUNE + 'select = { output = "no" }', "output 'no' received in step 1 select, expected true or false"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_fix(text, message):
@@ -152,7 +167,62 @@ def test_an_unknown_recipe_names_the_nearest_and_a_missing_file_is_said(tmp_path
         Recipe.load(tmp_path / "binary.toml")
 
 
+def steeper(power):
+    return lambda weight, rng: abs(weight) ** power
+
+
+def slow_start(progress):
+    return progress * progress
+
+
 def test_a_function_cannot_be_written_into_a_file():
-    recipe = Recipe(steps=[Prune(sparsity=0.5, criterion=lambda w, rng: abs(w))])
-    with pytest.raises(SecateurError, match="is a function"):
-        recipe.to_toml()
+    for function in (lambda w, rng: abs(w), functools.partial(steeper(2))):
+        recipe = Recipe(steps=[Prune(sparsity=0.5, criterion=function)])
+        with pytest.raises(SecateurError, match="is a function"):
+            recipe.to_toml()
+        with pytest.raises(SecateurError, match="is a function"):
+            recipe.to_dict()
+
+
+def test_a_record_names_functions_and_tells_them_apart():
+    def record(criterion, shape="polynomial"):
+        method = Prune(sparsity=0.5, criterion=criterion, schedule=Schedule(shape=shape))
+        return Recipe(steps=[method]).to_record()["steps"][0]
+
+    square = record(steeper(2))
+    assert square["criterion"].startswith("<lambda> (function, code ")
+    assert square == record(steeper(2))  # made anew, the same function
+    assert square != record(steeper(3))  # what it closes over counts
+    assert record("l1", slow_start)["schedule"]["shape"].startswith("slow_start (function, code ")
+    halves = [record(functools.partial(pow_, power=p))["criterion"] for p in (1, 2)]
+    assert "partial" in halves[0] and halves[0] != halves[1]
+    assert "0x" not in halves[0]  # an address would differ from process to process
+    assert record(np.array)["criterion"].startswith("array (function")  # one without byte code
+
+
+def pow_(weight, rng, power):
+    return abs(weight) ** power
+
+
+def test_the_record_of_a_recipe_without_functions_is_the_recipe():
+    recipe = Recipe.load("lab")
+    assert recipe.to_record() == recipe.to_dict()
+    assert recipe.as_text() == recipe.to_toml()
+
+
+def test_the_text_of_a_recipe_with_a_function_says_that_it_is_no_recipe_file():
+    recipe = Recipe(steps=[Prune(sparsity=0.5, schedule=Schedule(shape=slow_start))])
+    text = recipe.as_text()
+    assert text.startswith("# Not to be repeated from this file alone: it holds a function")
+    assert tomllib.loads(text) == recipe.to_record()
+    with pytest.raises(SecateurError, match="slow_start"):
+        Recipe.from_toml(text)
+
+
+def test_a_dry_run_knows_the_zeros_that_earlier_steps_will_make():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, name="d")])
+    alone = Recipe(steps=[KeepZeros()]).plan(model)
+    assert [c.reason for c in alone] == ["no zeros", "role bias is not selected"]
+    plan = Recipe(steps=[Prune(sparsity=0.5), KeepZeros()]).plan(model)
+    kept = [c for c in plan if c.step == "keep-zeros"]
+    assert [(c.path, c.how) for c in kept if c.changed] == [("d/kernel", "its zeros are kept")]

@@ -16,6 +16,9 @@ from typing import Any
 
 from secateur.errors import SecateurError
 
+# Every format that can be written, and the suffix of its files.
+FORMATS = {"keras": ".keras", "h5": ".h5", "float32": ".tflite", "dynamic": ".tflite"}
+
 # What decides the bytes of a file and the numbers measured on it.
 PACKAGES = ("secateur", "keras", "tensorflow", "jax", "torch", "ai-edge-litert", "numpy", "h5py")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
-from secateur.datasets import Data
+from secateur.datasets import Data, fit_to, load
 from secateur.errors import SecateurError
 from secateur.plan import Plan
 from secateur.promises import Promise, check, require
 from secateur.recipe import Recipe, Step
 from secateur.training import History, Progress, compiled_loss, train
-from secateur.weights import weight_table
+from secateur.weights import WeightTable, weight_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,15 @@ class Compressed:
 def compress(
     model: Any,
     recipe: Recipe,
-    data: Data | None = None,
+    data: Any = None,
     *,
     inplace: bool = False,
     progress: Progress | None = None,
 ) -> Compressed:
     """Carry out a recipe's steps on a copy of `model` (or on the model itself, `inplace=True`).
 
-    data: needed where a step trains. Without data every step acts at once on the weights. The
-    model that was passed in is unchanged when anything fails.
+    data: whatever `load_data` takes, needed where a step trains; without data every step acts at
+    once on the weights. The model that was passed in is unchanged when anything fails.
 
     >>> import keras
     >>> from secateur.methods.prune import Prune
@@ -62,6 +63,10 @@ def compress(
     ['zeros at 10 of 20 weights of d/kernel']
     """
     plan = recipe.plan(model)
+    if data is not None:
+        data = load(data, seed=recipe.seed)
+        if getattr(model, "inputs", None) and len(model.inputs) == len(model.outputs) == 1:
+            data = fit_to(data, model.input_shape[1:], model.output_shape[1:])
     loss = compiled_loss(model)
     before = model.get_weights() if inplace else None
     try:
@@ -99,7 +104,7 @@ def run_step(
     *,
     name: str,
     number: int,
-    promises: Sequence[Promise] = (),
+    promises: tuple[Promise, ...] = (),
     loss: Any = None,
     progress: Progress | None = None,
 ) -> Stage:
@@ -107,6 +112,7 @@ def run_step(
     method, settings = step.method, recipe.train_of(step)
     zeros = {p.path: p.value for p in promises if p.kind == "zeros"}
     history, curve, notes = None, (), ()
+    masks: Mapping[str, np.ndarray] = {}
     if settings.epochs and data is not None:
         callback = method.callback(seed=recipe.seed, zeros=zeros)
         history = train(
@@ -119,11 +125,12 @@ def run_step(
             progress=progress,
             label=name,
         )
-        curve = tuple(getattr(callback, "curve", ()))
-        notes = tuple(getattr(callback, "notes", ()))
+        if callback is not None:
+            masks, curve, notes = callback.masks, tuple(callback.curve), tuple(callback.notes)
     else:
-        method.apply(model, seed=recipe.seed, zeros=zeros)
-    promises = _promises_after(model, method, promises)
+        masks = method.apply(model, seed=recipe.seed, zeros=zeros)
+    if "zeros" in method.makes:
+        promises = _with_zeros(promises, masks, weight_table(model))
     check_promises(model, promises)
     return Stage(
         name=name,
@@ -177,12 +184,19 @@ def copy_model(model: Any) -> Any:
         if not copy.built:
             copy.build(model.input_shape)
         copy.set_weights(model.get_weights())
+        for mine, theirs in zip(_random_states(copy), _random_states(model), strict=False):
+            mine.assign(theirs)  # Dropout's: not among the weights, and drawn anew by from_config
     except Exception as error:
         raise SecateurError(
             f"model {model.name!r} ({type(model).__name__}) cannot be copied from its config "
             f"({_first_line(error)}); pass inplace=True to compress the model itself"
         ) from error
     return copy
+
+
+def _random_states(model: Any) -> list[Any]:
+    weights = {id(w) for w in model.weights}
+    return [v for v in model.variables if id(v) not in weights]
 
 
 def check_promises(model: Any, promises: Sequence[Promise]) -> None:
@@ -196,17 +210,19 @@ def step_seed(seed: int, number: int) -> int:
     return 1000 * seed + number + 1
 
 
-def _promises_after(model: Any, method: Any, earlier: Sequence[Promise]) -> tuple[Promise, ...]:
-    """Earlier promises, replaced where this step made newer ones of the same weight and kind."""
+def _with_zeros(
+    earlier: Sequence[Promise], masks: Mapping[str, np.ndarray], table: WeightTable
+) -> tuple[Promise, ...]:
+    """Earlier promises and those of the masks that a step held.
+
+    What the masks claim, not what came out of training: had the zeros been lost on the way, a
+    promise read back from the weights would agree with the loss. A kept weight that is zero by
+    itself belongs to it too, since in floats the zeros are exactly those promised.
+    """
     found = {(p.path, p.kind): p for p in earlier}
-    table = weight_table(model)
-    if "zeros" in method.makes:
-        for path in method.plan(table).changed:
-            value = table[path].read() == 0
-            old = found.get((path, "zeros"))
-            if old is not None and (old.value & ~value).any():
-                continue  # the old promise is broken: keep it, the check will say so
-            found[path, "zeros"] = Promise(path, "zeros", value, table[path].shape)
+    for path, keep in masks.items():
+        zeros = ~keep | (table[path].read() == 0)
+        found[path, "zeros"] = Promise(path, "zeros", zeros, table[path].shape)
     return tuple(found.values())
 
 

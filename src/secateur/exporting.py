@@ -4,7 +4,6 @@ Every file is written under a temporary name, run in its own runtime at batch 1 
 with the model on data, searched for each weight, and its promises are checked on its own tensors.
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from secateur import conversion
-from secateur.artifact import Artifact, describe, staged
-from secateur.errors import SecateurError
+from secateur.artifact import FORMATS, Artifact, describe, staged
+from secateur.errors import SecateurError, nearest
 from secateur.promises import Finding, Promise, check, require
 from secateur.runtimes import Constant, Session, runtime_for
 from secateur.runtimes.keras import KerasSession, leaves, save_model
 from secateur.weights import Weight, weight_table
-
-FORMATS = {"keras": ".keras", "h5": ".h5", "float32": ".tflite", "dynamic": ".tflite"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +142,7 @@ def export(
     """
     for format in formats:
         if format not in FORMATS:
-            near = difflib.get_close_matches(format, FORMATS, n=1) or list(FORMATS)
-            raise SecateurError(
-                f"format {format!r} received, expected of {', '.join(FORMATS)}; "
-                f"fix: did you mean {' or '.join(near)}?"
-            )
+            raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
     _require_finite(model)
     compiled = [format for format in formats if FORMATS[format] == ".tflite"]
     blobs = conversion.to_litert(model, compiled, imports=imports) if compiled else {}

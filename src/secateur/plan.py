@@ -7,7 +7,7 @@ follow another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -87,12 +87,17 @@ class Method(Protocol):
     makes: ClassVar[frozenset[str]]
     keeps: ClassVar[frozenset[str]]
 
-    def plan(self, table: WeightTable) -> Plan:
-        """Every weight of the table: changed (how) or skipped (why). Changes nothing."""
+    def plan(self, table: WeightTable, *, zeros: Collection[str] = ()) -> Plan:
+        """Every weight of the table: changed (how) or skipped (why). Changes nothing.
+
+        zeros: paths to which earlier steps will have given zeros by then.
+        """
         ...
 
     def callback(self, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None) -> Any:
         """A Keras callback that acts during `fit`; None where plain training is all there is.
+
+        Afterwards it has `masks` (path -> True = kept), `curve` (step, sparsity) and `notes`.
 
         zeros: path -> bool array, True where an earlier step promised a zero.
         """
@@ -100,8 +105,8 @@ class Method(Protocol):
 
     def apply(
         self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        """Act at once on the model's weights, without training."""
+    ) -> dict[str, np.ndarray]:
+        """Act at once on the model's weights, without training; path -> mask, True = kept."""
         ...
 
 

@@ -9,6 +9,7 @@ masks live here and what else was tried.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from secateur.arrays.masks import apply_mask
-from secateur.weights import Weight
+from secateur.weights import Weight, WeightTable, weight_table
 
 
 class Projection:
@@ -33,6 +34,7 @@ class Projection:
         self.weights = dict(weights)
         self._masks: dict[str, Any] = {}
         self._carried: list[Any] = []
+        self._held: set[str] = set()
 
     def attach(self, trainable_variables: list[Any]) -> None:
         """Start holding. Training functions traced before this call do not know of it."""
@@ -83,7 +85,12 @@ class Projection:
         """Zero the weight where `keep` is False, from now on; `value` is what it holds now."""
         variable = self.weights[path].variable
         self._masks[path].assign(keep)
+        self._held.add(path)
         variable.assign(apply_mask(value, keep))
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Path -> bool array, True = kept, of every weight that is held by now."""
+        return {path: ops.convert_to_numpy(self._masks[path].value) for path in sorted(self._held)}
 
     def _average_of(self, variable: Any) -> Any:
         averages = getattr(self._optimizer, "_model_variables_moving_average", None)
@@ -163,19 +170,33 @@ class ProjectionCallback(keras.callbacks.Callback):
     training needs no counter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, zeros: Mapping[str, np.ndarray] | None = None) -> None:
+        """zeros: path -> bool array, True where an earlier step promised a zero; held throughout."""
         super().__init__()
         self.projection: Projection | None = None
+        self.masks: dict[str, np.ndarray] = {}
+        self.curve: list[tuple[int, float]] = []
+        self.notes: list[str] = []
+        self.zeros = dict(zeros or {})
         self._epoch = 0
         self._batches_seen = 0
 
-    def weights_to_hold(self, model: Any) -> Mapping[str, Weight]:
+    def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """Path -> row of the weights this training holds; called once, before the first step."""
         raise NotImplementedError
 
-    def masks_at(self, step: int, projection: Projection) -> None:
-        """Call `projection.hold` where a mask changes before step `step`. Must be quick."""
+    def masks_at(self, step: int, last: int, projection: Projection) -> None:
+        """Call `projection.hold` where a mask changes in steps `step` to `last`. Must be quick.
+
+        They differ where Keras runs several steps in one execution (`steps_per_execution`): the
+        masks can only change before it, so they are those of its last step.
+        """
         raise NotImplementedError
+
+    def note(self, text: str) -> None:
+        """Tell the user something about this training."""
+        self.notes.append(text)
+        warnings.warn(text, UserWarning, stacklevel=3)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -191,11 +212,14 @@ class ProjectionCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Attach, and have the training step traced anew so that it knows of the masks."""
         model = self.model
-        weights = self.weights_to_hold(model)
+        self.masks, self.curve, self.notes, self._batches_seen = {}, [], [], 0
+        table = weight_table(model)
+        weights = {**self.weights_to_hold(table), **{path: table[path] for path in self.zeros}}
         self.projection = Projection(model.optimizer, weights)
         self.projection.attach(model.trainable_variables)
+        for path, zeros in self.zeros.items():
+            self.projection.hold(path, ~zeros, weights[path].read())
         model.make_train_function(force=True)
-        self._batches_seen = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember the epoch."""
@@ -204,14 +228,31 @@ class ProjectionCallback(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Let the method change masks before this step."""
         steps = self.steps_per_epoch
-        position = self._batches_seen if steps is None else self._epoch * steps + batch
-        self._batches_seen += 1
+        together = int(self._model.steps_per_execution)
+        if steps is None:
+            position, last = self._batches_seen, self._batches_seen + together - 1
+        else:
+            position = self._epoch * steps + batch
+            last = min(position + together, (self._epoch + 1) * steps) - 1
+        self._batches_seen += together
         if self.projection is not None:
-            self.masks_at(position, self.projection)
+            self.masks_at(position, last, self.projection)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Detach: the zeros stay, the optimizer is as it was."""
         model = self.model
+        if self.projection is not None:
+            self.masks = self.projection.masks()
+            lost = sum(
+                int(np.count_nonzero(self.projection.weights[path].read()[~keep]))
+                for path, keep in self.masks.items()
+            )
+            if lost:
+                self.note(
+                    f"{lost:,} pruned weights are not zero at the end of training: another callback "
+                    "put other weights into the model (EarlyStopping with restore_best_weights?); "
+                    "put the pruning callback last, or prune the restored model again"
+                )
         release(model.optimizer)
         # The traced step still holds masks; the next fit, test or save starts clean.
         model.train_function = None

@@ -7,15 +7,23 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import inspect
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import tomli_w
 
 from secateur.arrays.schedules import Schedule
+from secateur.artifact import FORMATS
 from secateur.errors import SecateurError, nearest
 from secateur.methods.fine_tune import FineTune
 from secateur.methods.keep_zeros import KeepZeros
@@ -27,7 +35,17 @@ from secateur.weights import Select, weight_table
 
 METHODS: dict[str, type] = {m.kind: m for m in (Prune, KeepZeros, FineTune)}
 _NESTED: dict[str, type] = {"schedule": Schedule, "select": Select}
-FORMATS = ("keras", "h5", "float32", "dynamic")
+# What a recipe file can hold as one value: its test, and its name in a message.
+_SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool),
+        "a whole number",
+    ),
+    float: (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
+    str: (lambda value: isinstance(value, str), "text"),
+}
+_Lower = Callable[[str, Any], Any]  # (field, function) -> what stands for the function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +107,12 @@ class Recipe:
         """What every step would do to every weight of `model`; changes nothing."""
         table = weight_table(model)
         changes: list[Change] = []
+        promised: set[str] = set()
         for step in self.steps:
-            changes.extend(step.method.plan(table))
+            plan = step.method.plan(table, zeros=promised)
+            changes.extend(plan)
+            if "zeros" in step.method.makes:
+                promised |= set(plan.changed)
         return Plan(changes)
 
     def train_of(self, step: Step) -> Train:
@@ -107,20 +129,32 @@ class Recipe:
         return tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns into an equal recipe."""
-        found: dict[str, Any] = {
-            k: getattr(self, k)
-            for k in ("name", "description", "model", "data", "seed", "control")
-            if getattr(self, k) is not None
-        }
-        found["train"] = _plain(self.train)
-        found["steps"] = [self._step_to_dict(step) for step in self.steps]
-        found["export"] = _plain(self.export)
-        return found
+        """Plain data that `from_dict` turns into an equal recipe; refuses functions."""
+        return self._described(_refuse_function)
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data for reading and comparing: a function stands as its name and a hash.
+
+        >>> step = Prune(sparsity=0.5, criterion=lambda weight, rng: abs(weight))
+        >>> Recipe(steps=[step]).to_record()["steps"][0]["criterion"]
+        '<lambda> (function, code ...)'
+        """
+        return self._described(lambda name, function: _identity(function))
 
     def to_toml(self) -> str:
-        """The recipe as TOML."""
+        """The recipe as TOML; refuses functions."""
         return tomli_w.dumps(self.to_dict())
+
+    def as_text(self) -> str:
+        """The recipe as TOML to read; says so where functions keep it from being repeated."""
+        record, found = self.to_record(), []
+        self._described(lambda name, function: found.append(name))
+        if not found:
+            return tomli_w.dumps(record)
+        return (
+            f"# Not to be repeated from this file alone: it holds a function ({', '.join(found)}).\n"
+            "# Give the recipe from Python, with the function itself.\n" + tomli_w.dumps(record)
+        )
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Recipe:
@@ -163,14 +197,24 @@ class Recipe:
             f"no recipe {str(name)!r}; {nearest(str(name), known)}, or give a .toml file"
         )
 
-    def _step_to_dict(self, step: Step) -> dict[str, Any]:
-        plain = {"method": step.method.kind, **_plain(step.method)}
+    def _described(self, lower: _Lower) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            k: getattr(self, k)
+            for k in ("name", "description", "model", "data", "seed", "control")
+            if getattr(self, k) is not None
+        }
+        found["train"] = _plain(self.train, lower)
+        found["steps"] = [self._step_described(step, lower) for step in self.steps]
+        found["export"] = _plain(self.export, lower)
+        return found
+
+    def _step_described(self, step: Step, lower: _Lower) -> dict[str, Any]:
+        plain = {"method": step.method.kind, **_plain(step.method, lower)}
         if step.train is not None:
-            base = dataclasses.asdict(self.train)
             plain["train"] = {
-                k: "auto" if v is None else v
-                for k, v in dataclasses.asdict(step.train).items()
-                if base[k] != v
+                f.name: "auto" if value is None else _lowered(f.name, value, lower)
+                for f in dataclasses.fields(Train)
+                if (value := getattr(step.train, f.name)) != getattr(self.train, f.name)
             }
         return plain
 
@@ -229,6 +273,7 @@ def _build(cls: type, found: Any, where: str) -> Any:
             raise SecateurError(
                 f"{key} in {where} is a list {value}; a recipe holds one value: run it once for each"
             )
+    _check_scalars(cls, found, where)
     try:
         return cls(**found)
     except TypeError as error:
@@ -244,22 +289,91 @@ def _build(cls: type, found: Any, where: str) -> Any:
         raise SecateurError(f"{where}: a value has the wrong type ({error})") from None
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _check_scalars(cls: type, found: Mapping[str, Any], where: str) -> None:
+    """Refuse a value of another type than its field's, where that is a scalar (or a function)."""
+    hints = get_type_hints(cls)
+    for key, value in found.items():
+        options = get_args(hints[key]) or (hints[key],)
+        known = [_SCALARS[option] for option in options if option in _SCALARS]
+        empty = type(None) in options and (value is None or value == "auto")
+        if not known or len(known) < len(options) - (type(None) in options) - _takes_functions(
+            options
+        ):
+            continue
+        if not (empty or callable(value) or any(fits(value) for fits, _ in known)):
+            raise SecateurError(
+                f"{key} {value!r} received in {where}, expected {' or '.join(n for _, n in known)}"
+            )
+
+
+def _takes_functions(options: Sequence[Any]) -> bool:
+    return any(get_origin(option) is Callable for option in options)
+
+
+def _plain(config: Any, lower: _Lower) -> dict[str, Any]:
     """The fields of a config that differ from their defaults, as TOML can hold them."""
     plain: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if value == default or value is None:
-            continue
-        if dataclasses.is_dataclass(value):
-            value = _plain(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        elif callable(value):
-            raise SecateurError(
-                f"{f.name}={value.__name__} is a function: it works from Python, "
-                "but cannot be written into a recipe file"
-            )
-        plain[f.name] = value
+        if value is not None and value != default:
+            plain[f.name] = _lowered(f.name, value, lower)
     return plain
+
+
+def _lowered(name: str, value: Any, lower: _Lower) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _plain(value, lower)
+    if callable(value):
+        return lower(name, value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _refuse_function(name: str, function: Any) -> None:
+    raise SecateurError(
+        f"{name}={_called(function)} is a function: it works from Python, "
+        "but cannot be written into a recipe file"
+    )
+
+
+def _called(function: Any) -> str:
+    inner = getattr(function, "func", None)
+    if isinstance(function, functools.partial):
+        return f"partial of {_called(inner)}"
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _identity(function: Any) -> str:
+    """Name and hash of a function: its byte code and what it closes over, not what it calls."""
+    digest = hashlib.sha256("\n".join(_traits(function)).encode()).hexdigest()
+    return f"{_called(function)} (function, code {digest[:12]})"
+
+
+def _traits(value: Any, depth: int = 8) -> list[str]:
+    """What tells two functions apart, without addresses, which differ between processes."""
+    if depth == 0:  # a function can hold itself
+        return [type(value).__qualname__]
+    parts: Iterable[Any]
+    if isinstance(value, CodeType):
+        parts = (value.co_code, value.co_names, value.co_varnames, value.co_consts)
+    elif isinstance(value, functools.partial):
+        parts = (value.func, value.args, value.keywords)
+    elif inspect.isfunction(value):
+        held = inspect.getclosurevars(value).nonlocals
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, held)
+    elif inspect.ismethod(value):
+        parts = (value.__func__, value.__self__)
+    elif isinstance(value, Mapping):
+        parts = sorted(value.items(), key=repr)
+    elif isinstance(value, set | frozenset):
+        parts = sorted(value, key=repr)
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif isinstance(value, np.ndarray):  # its repr leaves elements out
+        return [f"{value.dtype}{value.shape}", value.tobytes().hex()]
+    elif callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        parts = (type(value).__qualname__, type(value).__call__, vars(value))
+    else:
+        return [re.sub(r" at 0x[0-9a-f]+", "", repr(value))]
+    traits = [trait for part in parts for trait in _traits(part, depth - 1)]
+    return [f"{type(value).__name__} {len(traits)}", *traits]

@@ -86,14 +86,20 @@ def train(
     After Ctrl-C the weights are those of the last finished step and nothing stays attached.
     """
     split = data.train
-    if split is None or split.y is None:
+    if split is None:
+        raise SecateurError(
+            f"data {data.name!r} has a test part only, training needs another; give x_train, y_train"
+        )
+    if split.y is None:
         raise SecateurError(
             f"data {data.name!r} has no labels, training needs them; "
             "give y, or set epochs = 0 to act on the weights alone"
         )
     keras.utils.set_random_seed(seed)
+    _seed_layers(model, seed)
     steps = -(-len(split) // settings.batch_size) * settings.epochs
-    loss = loss if loss is not None else settings.loss or infer_loss(model, split.x, split.y)
+    loss = loss if loss is not None else _named_loss(settings.loss)
+    loss = loss if loss is not None else infer_loss(model, split.x, split.y)
     # Compiling anew also drops a training step that was traced with other callbacks.
     model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
     watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
@@ -186,6 +192,26 @@ def _are_probabilities(activation: str | None, outputs: np.ndarray) -> bool:
 
 def _rows_are_one_hot(y: np.ndarray) -> bool:
     return bool(np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all())
+
+
+def _seed_layers(model: Any, seed: int) -> None:
+    """Dropout, noise and augmentation keep generators of their own, which no global seed reaches."""
+    weights = {id(w) for w in model.weights}
+    states = [v for v in model.variables if id(v) not in weights]
+    for number, state in enumerate(states):
+        state.assign(np.array([1_000_003 * number + seed, 0]).astype(state.dtype))
+
+
+def _named_loss(name: str | None) -> Any:
+    if name is None:
+        return None
+    try:
+        return keras.losses.get(name)
+    except ValueError:
+        raise SecateurError(
+            f"loss {name!r} received, expected a Keras name such as sparse_categorical_crossentropy, "
+            "categorical_crossentropy, binary_crossentropy or mse"
+        ) from None
 
 
 def _optimizer(settings: Train, steps: int) -> Any:

@@ -81,7 +81,7 @@ def test_a_share_too_small_for_floating_point_stays_within_the_range():
 
 @given(timetables())
 def test_updates_are_regular_and_always_include_the_end(timetable):
-    updates, every = timetable.updates, timetable.schedule.every
+    updates, every = timetable.updates, timetable.every
     assert updates[0] == timetable.begin
     assert updates[-1] == timetable.end <= timetable.steps - 1
     gaps = [after - before for before, after in itertools.pairwise(updates)]
@@ -131,6 +131,13 @@ def test_a_training_over_before_the_schedule_begins_has_no_update():
     assert timetable.cut_off
     assert timetable.updates == ()
     assert timetable.latest(99) is None
+
+
+def test_without_every_short_trainings_are_updated_as_often_as_long_ones():
+    for steps in (30, 82, 1000, 20_000):
+        timetable = Schedule().resolve(steps, steps)
+        assert min(steps, 50) <= len(timetable.updates) <= max(102, steps // 100 + 2)
+        assert timetable.every <= 100
 
 
 def test_an_every_longer_than_the_training_still_reaches_the_final_value():

@@ -8,7 +8,7 @@ import pytest
 from tests.reporting.records_example import example_run, example_runs
 
 from secateur.errors import SecateurError
-from secateur.reporting import write_html
+from secateur.reporting import html_available, write_html
 
 pytest.importorskip("jinja2", reason="install the extra 'report' (Jinja2)")
 
@@ -174,7 +174,9 @@ def test_the_recipe_and_the_command_are_left_as_they_are(tmp_path):
 
 
 def test_jinja2_missing_is_one_line_with_the_fix(tmp_path, monkeypatch):
+    assert html_available()
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert not html_available()
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[report\]'"):
         write_html(example_runs(1), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
@@ -194,3 +196,11 @@ def test_a_zero_that_nobody_made_is_not_shown_as_pruned(tmp_path):
         a["class"] for t, a in found.tags if t == "div" and "layer" in a.get("class", "").split()
     ]
     assert layers == ["layer", "layer quiet", "layer", "layer quiet"]
+
+
+def test_latency_says_who_chose_the_threads(tmp_path):
+    run = example_run()
+    for row in run["rows"]:
+        row["latency"] = dict(run["rows"][1]["latency"], threads=None)
+    said = visible(page([run], tmp_path))
+    assert "batch 1, threads chosen by the backend, 300 runs" in said

@@ -41,6 +41,9 @@ def test_numbers_that_json_cannot_state_become_none(tmp_path):
     assert rows[0]["load_ms"] is None
 
 
+DATA, MODEL = example_run(1)["data"], example_run(1)["model"]
+
+
 def broken(**changes):
     return json.dumps(example_run() | changes)
 
@@ -96,7 +99,13 @@ def test_a_folder_with_a_run_of_its_own_and_runs_inside_is_ambiguous(tmp_path):
         ({"name": "other"}, "differ in name"),
         ({"backend": "jax"}, "differ in backend"),
         ({"recipe": {"name": "lab", "seed": 1, "step": []}}, "differ in recipe key 'step'"),
-        ({"data": {"name": "fashion-mnist"}}, "differ in data"),
+        ({"data": {"name": "fashion-mnist"}}, "differ in data name"),
+        ({"data": DATA | {"sizes": DATA["sizes"] | {"train": 500}}}, "differ in data sizes"),
+        ({"data": DATA | {"sha256": "0" * 64}}, "differ in data sha256"),
+        ({"data": DATA | {"notes": ["pixels divided by 127", *DATA["notes"][1:]]}}, "data notes"),
+        ({"data": None}, "differ in data name"),
+        ({"model": MODEL | {"name": "challenge-mlp"}}, "differ in model name"),
+        ({"model": MODEL | {"parameters": 20411}}, "differ in model parameters"),
         ({"rows": example_run(1)["rows"][1:]}, "differ in rows"),
     ],
 )
@@ -105,3 +114,11 @@ def test_runs_that_cannot_be_averaged_are_refused(tmp_path, changes, message):
     write(tmp_path / "b", example_run(1) | changes)
     with pytest.raises(SecateurError, match=message):
         load_runs(tmp_path)
+
+
+def test_names_that_keras_numbers_within_a_process_are_one_model(tmp_path):
+    for seed, name in enumerate(("sequential", "sequential_1", "sequential_2")):
+        run = example_run(seed)
+        run["model"] |= {"name": name}
+        write(tmp_path / str(seed), run)
+    assert len(load_runs(tmp_path)) == 3

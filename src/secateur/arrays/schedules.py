@@ -29,7 +29,8 @@ class Schedule:
     (with power 3 the cubic of Zhu & Gupta 2017, arXiv:1710.01878), "cosine", "one-shot" (one
     update, at `begin`; `end` and `every` are not read), or a function from progress in [0, 1] to
     the share in [0, 1] of the way to the final value. `begin` and `end` are in `unit`: a fraction
-    of the training, optimizer steps, or epochs; `every` is always in steps. The last update, at
+    of the training, optimizer steps, or epochs; `every` is always in steps (None: a fiftieth of the
+    schedule, 100 at most, so that short trainings are updated as often as long ones). The last update, at
     `end`, reaches the final value exactly. Raises `SecateurError` for a value out of range.
 
     >>> timetable = Schedule(initial=0.2, every=2).resolve(steps=11, steps_per_epoch=11)
@@ -44,7 +45,7 @@ class Schedule:
     power: float = 3.0
     begin: float = 0.0
     end: float = 1.0
-    every: int = 100
+    every: int | None = None
     unit: str = "fraction"
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class Schedule:
         _require_number("power", self.power, 0.0, math.inf, "3 is the usual cubic")
         if self.power == 0:
             raise SecateurError("power 0 received, expected more than 0; fix: use shape 'constant'")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        every = 1 if self.every is None else self.every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise SecateurError(
                 f"every={self.every!r} received, expected a whole number of steps >= 1; "
                 "fix: every=100 updates each hundredth step"
@@ -143,7 +145,7 @@ class Timetable:
 
     Updates happen at `begin`, `begin + every`, ... and always exactly at `end`.
 
-    >>> Schedule(begin=100, end=250, unit="steps").resolve(300, 300).updates
+    >>> Schedule(begin=100, end=250, every=100, unit="steps").resolve(300, 300).updates
     (100, 200, 250)
     """
 
@@ -153,9 +155,20 @@ class Timetable:
     steps: int
 
     @property
+    def every(self) -> int:
+        """Steps between two updates.
+
+        >>> Schedule().resolve(1000, 100).every, Schedule(every=7).resolve(1000, 100).every
+        (20, 7)
+        """
+        if self.schedule.every is not None:
+            return self.schedule.every
+        return min(100, max(1, (self.end - self.begin + 1) // 50))
+
+    @property
     def updates(self) -> tuple[int, ...]:
         """All the steps at which the value is updated, in order."""
-        regular = range(self.begin, min(self.end, self.steps), self.schedule.every)
+        regular = range(self.begin, min(self.end, self.steps), self.every)
         return (*regular, self.end) if not self.cut_off else tuple(regular)
 
     @property
@@ -166,7 +179,7 @@ class Timetable:
     def latest(self, step: int) -> int | None:
         """Return the last update step that is not after `step`, or None before `begin`.
 
-        >>> timetable = Schedule(begin=100, end=250, unit="steps").resolve(300, 300)
+        >>> timetable = Schedule(begin=100, end=250, every=100, unit="steps").resolve(300, 300)
         >>> [timetable.latest(step) for step in (99, 100, 199, 249, 299)]
         [None, 100, 100, 200, 250]
         """
@@ -174,7 +187,7 @@ class Timetable:
             return None
         if step >= self.end:
             return self.end
-        return step - (step - self.begin) % self.schedule.every
+        return step - (step - self.begin) % self.every
 
     def value(self, update_step: int, final: float) -> float:
         """Return the value in force from `update_step` on; exactly `final` from `end` on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ class FineTune:
         default_factory=lambda: Select(roles=("kernel", "embedding", "bias", "norm", "other"))
     )
 
-    def plan(self, table: WeightTable) -> Plan:
+    def plan(self, table: WeightTable, *, zeros: Collection[str] = ()) -> Plan:
         """Every trainable weight is trained."""
         return plan_selection(self.kind, self.select, table, "trained")
 
@@ -39,5 +39,6 @@ class FineTune:
 
     def apply(
         self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    ) -> dict[str, np.ndarray]:
         """Nothing to do without training."""
+        return {}

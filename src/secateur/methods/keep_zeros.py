@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from secateur.errors import SecateurError
 from secateur.plan import Change, Plan, plan_selection
 from secateur.project import Projection, ProjectionCallback
-from secateur.weights import Select, Weight, WeightTable, weight_table
+from secateur.weights import Select, Weight, WeightTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class KeepZeros:
 
     select: Select = field(default_factory=Select)
 
-    def plan(self, table: WeightTable) -> Plan:
-        """Which weights have zeros that are held."""
+    def plan(self, table: WeightTable, *, zeros: Collection[str] = ()) -> Plan:
+        """Which weights have zeros that are held; `zeros`: those that will have some by then."""
         changes = []
         for change in plan_selection(self.kind, self.select, table, "its zeros are kept"):
-            zeros = int((table[change.path].read() == 0).sum()) if change.changed else 0
-            if change.changed and zeros in (0, change.size):
-                reason = "no zeros" if zeros == 0 else "zero throughout"
+            count = int((table[change.path].read() == 0).sum()) if change.changed else 0
+            if change.changed and change.path not in zeros and count in (0, change.size):
+                reason = "no zeros" if count == 0 else "zero throughout"
                 change = Change(
                     step=self.kind,
                     path=change.path,
@@ -52,36 +52,34 @@ class KeepZeros:
         self, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
     ) -> KeepZerosCallback:
         """A callback for your own `model.fit`."""
-        return KeepZerosCallback(self)
+        return KeepZerosCallback(self, zeros)
 
     def apply(
         self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    ) -> dict[str, np.ndarray]:
         """Nothing to do without training."""
+        return {}
 
 
 class KeepZerosCallback(ProjectionCallback):
     """Holds the zeros that the model has when training begins; made by `KeepZeros.callback`."""
 
-    def __init__(self, method: KeepZeros):
-        super().__init__()
+    def __init__(self, method: KeepZeros, zeros: Mapping[str, np.ndarray] | None = None):
+        super().__init__(zeros)
         self.method = method
-        self.notes: list[str] = []
-        self.curve: list[tuple[int, float]] = []
         self._held = False
 
-    def weights_to_hold(self, model: Any) -> Mapping[str, Weight]:
+    def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """The selected weights that have zeros; none at all is refused."""
         self._held = False
-        table = weight_table(model)
         weights = {path: table[path] for path in self.method.plan(table).changed}
-        if not weights:
+        if not weights and not self.zeros:
             raise SecateurError(
-                f"model {model.name!r} has no zeros to keep in its selected weights; prune it first"
+                f"model {self.model.name!r} has no zeros to keep in its selected weights; prune it first"
             )
         return weights
 
-    def masks_at(self, step: int, projection: Projection) -> None:
+    def masks_at(self, step: int, last: int, projection: Projection) -> None:
         """Read the masks from the weights before the first step (a restored checkpoint included)."""
         if self._held:
             return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,10 +57,10 @@ class Prune:
             )
         criterion(self.criterion)
 
-    def plan(self, table: WeightTable) -> Plan:
+    def plan(self, table: WeightTable, *, zeros: Collection[str] = ()) -> Plan:
         """Which weights become sparse, and why the others do not."""
-        name = self.criterion if isinstance(self.criterion, str) else self.criterion.__name__
-        how = f"{100 * self.sparsity:g} % zeros, {name}, unstructured, {self._shape_name()}"
+        name = _name(self.criterion)
+        how = f"{100 * self.sparsity:g} % zeros, {name}, unstructured, {_name(self.schedule.shape)}"
         return plan_selection(self.kind, self.select, table, how)
 
     def callback(
@@ -72,8 +71,8 @@ class Prune:
 
     def apply(
         self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        """Prune at once to the final sparsity, without training (in place)."""
+    ) -> dict[str, np.ndarray]:
+        """Prune at once to the final sparsity, without training (in place); the masks, True = kept."""
         table = weight_table(model)
         changed = [(w, w.read()) for w in _selected(self, table)]
         kept = [
@@ -81,6 +80,7 @@ class Prune:
         ]
         for (weight, value), keep in zip(changed, kept, strict=True):
             weight.variable.assign(apply_mask(value, keep))
+        return {w.path: keep for (w, _), keep in zip(changed, kept, strict=True)}
 
     def mask(
         self, path: str, value: np.ndarray, sparsity: float, seed: int, zeros: np.ndarray | None
@@ -104,10 +104,6 @@ class Prune:
         scores = np.where(zeros, -np.inf, scores)
         return unstructured(scores, sparsity) & ~zeros
 
-    def _shape_name(self) -> str:
-        shape = self.schedule.shape
-        return shape if isinstance(shape, str) else shape.__name__
-
 
 class PruneCallback(ProjectionCallback):
     """Prunes while `fit` trains; made by `Prune.callback`.
@@ -116,40 +112,38 @@ class PruneCallback(ProjectionCallback):
     """
 
     def __init__(self, method: Prune, *, seed: int, zeros: Mapping[str, np.ndarray] | None):
-        super().__init__()
+        super().__init__(zeros)
         self.method = method
-        self.curve: list[tuple[int, float]] = []
-        self.notes: list[str] = []
         self._seed = seed
-        self._zeros = dict(zeros or {})
+        self._selected: dict[str, Weight] = {}
         self._timetable: Timetable | None = None
         self._last: int | None = None
 
-    def weights_to_hold(self, model: Any) -> Mapping[str, Weight]:
+    def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """The selected weights; resolves the schedule against this training."""
         self._timetable = self._resolve()
         self._last = None
-        weights = {w.path: w for w in _selected(self.method, weight_table(model))}
-        for weight in weights.values():
+        self._selected = {w.path: w for w in _selected(self.method, table)}
+        for weight in self._selected.values():
             if not np.isfinite(weight.read()).all():
                 raise SecateurError(
                     f"{weight.path} {weight.shape} holds NaN or infinity before training; "
                     "load a sound model"
                 )
-        return weights
+        return self._selected
 
-    def masks_at(self, step: int, projection: Projection) -> None:
+    def masks_at(self, step: int, last: int, projection: Projection) -> None:
         """Choose new masks when the timetable names a new update."""
         timetable = self._timetable
-        update = timetable.latest(step) if timetable is not None else None
+        update = timetable.latest(last) if timetable is not None else None
         if timetable is None or update is None or update == self._last:
             return
         _ = self.model  # on JAX: brings the weights of the running epoch up to date
         self._last = update
         sparsity = timetable.value(update, self.method.sparsity)
-        for path, weight in projection.weights.items():
+        for path, weight in self._selected.items():
             value = weight.read()
-            keep = self.method.mask(path, value, sparsity, self._seed, self._zeros.get(path))
+            keep = self.method.mask(path, value, sparsity, self._seed, self.zeros.get(path))
             projection.hold(path, keep, value)
         self.curve.append((step, sparsity))
 
@@ -158,7 +152,7 @@ class PruneCallback(ProjectionCallback):
         super().on_train_end(logs)
         reached = self.curve[-1][1] if self.curve else 0.0
         if reached < self.method.sparsity and not self.notes:
-            self._note(
+            self.note(
                 f"training stopped before the pruning schedule ended: {100 * reached:.1f} % zeros "
                 f"reached, {100 * self.method.sparsity:g} % asked for"
             )
@@ -172,22 +166,23 @@ class PruneCallback(ProjectionCallback):
                     f"{schedule.unit} cannot be placed; use Schedule(unit='steps', ...) "
                     "or pass steps_per_epoch to fit"
                 )
-            total = int(schedule.end) + 1
+            total = int(schedule.begin if schedule.shape == "one-shot" else schedule.end) + 1
         timetable = schedule.resolve(total, self.steps_per_epoch or total)
         if timetable.cut_off:
             last = timetable.latest(total - 1)
             reached = 0.0 if last is None else timetable.value(last, self.method.sparsity)
-            self._note(
+            self.note(
                 f"training is shorter than the pruning schedule: {total:,} steps, schedule ends at "
                 f"step {timetable.end:,}; {100 * reached:.1f} % zeros will be reached, not "
                 f"{100 * self.method.sparsity:g} % (give `end` as a fraction, or train longer)"
             )
         return timetable
 
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        warnings.warn(text, UserWarning, stacklevel=2)
-
 
 def _selected(method: Prune, table: WeightTable) -> list[Weight]:
     return [table[path] for path in method.plan(table).changed]
+
+
+def _name(choice: Any) -> str:
+    """A built-in's name, or a function's own (a partial has none)."""
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
