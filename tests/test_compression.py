@@ -65,6 +65,7 @@ def test_zeros_of_an_earlier_step_are_held_while_a_later_one_works_on_other_weig
         assert (weight_table(small.model)["hidden/kernel"].read()[first] == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_zeros_lost_on_the_way_are_an_error_not_a_smaller_promise(monkeypatch):
     attach = Projection.attach
 
