@@ -59,7 +59,7 @@ $(VENV)/.installed-all: pyproject.toml | $(BIN)/python
 # --- what a newcomer runs --------------------------------------------------------------------------
 
 demo: $(VENV)/.installed-demo ## Compress a network on the bundled digits, three seeds, in minutes
-	KERAS_BACKEND=tensorflow $(BIN)/secateur run demo --seeds 3 --out demo-out
+	KERAS_BACKEND=tensorflow $(BIN)/secateur run demo --seeds 3 --out demo-out --overwrite
 	@echo "The report: demo-out/report.html"
 
 test: $(VENV)/.installed-all ## The everyday tests and the docstrings' examples, on TensorFlow

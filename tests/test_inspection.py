@@ -1,6 +1,7 @@
 """Inspecting models and files: the counts are right and the explanations are supported by them."""
 
 import dataclasses
+import io
 
 import keras
 import numpy as np
@@ -116,9 +117,9 @@ def test_a_tflite_does_not_say_what_is_trainable(tmp_path):
 
 
 def printed(table):
-    terminal = Console(width=200, record=True, quiet=True)
+    terminal = Console(width=200, file=io.StringIO())
     terminal.print(table)
-    return terminal.export_text().replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ")
+    return terminal.file.getvalue().replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ")
 
 
 def test_other_networks_are_not_called_pruned():

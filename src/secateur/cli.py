@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -78,6 +80,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard the run found in --out.")
     ] = False,
+    allow_chance: Annotated[
+        bool, typer.Option("--allow-chance", help="Go on with a model no better than chance.")
+    ] = False,
 ) -> None:
     """Carry a model through a recipe: train, compress, export, reload, measure, report.
 
@@ -89,6 +94,7 @@ def run(
     with _frameworks():
         from secateur import datasets, pipeline
         from secateur.recipe import Recipe
+        from secateur.run_folder import check_layout
     _import_all(imports)
     loaded = Recipe.load(recipe)
     source = data or loaded.data
@@ -99,7 +105,9 @@ def run(
     first = loaded.seed if seed is None else seed
     if seeds < 1:
         raise SecateurError(f"--seeds {seeds} received, expected at least 1")
-    for number in range(first, first + seeds):
+    numbers = range(first, first + seeds)
+    check_layout(out, loaded, numbers, overwrite=overwrite)
+    for number in numbers:
         folder = out if seeds == 1 else out / f"seed-{number}"
         if seeds > 1:
             _out.print(f"[bold]seed {number}[/bold]")
@@ -118,11 +126,16 @@ def run(
                 seed=number,
                 imports=tuple(imports or ()),
                 overwrite=overwrite,
+                allow_chance=allow_chance,
                 progress=progress,
                 say=say,
-                command=_command(),
+                command=shlex.join(["secateur", *sys.argv[1:]]),
             )
-    _show(out, html=out / "report.html")
+    page = out / "report.html" if find_spec("jinja2") else None
+    _show(out, html=page)
+    if page is None:
+        again = shlex.join(["secateur", "report", str(out), "--html", str(out / "report.html")])
+        _out.print(f"no page: pip install 'secateur[report]', then {again}", markup=False)
 
 
 @app.command()
@@ -135,6 +148,10 @@ def export(
     imports: ImportOption = None,
 ) -> None:
     """Write the files that a runtime loads, each reloaded and checked. Needs no data."""
+    if (out / "run.json").exists() or (out / ".stages").exists():
+        raise SecateurError(
+            f"{out} holds a run, whose manifest would be lost; choose another --out"
+        )
     with _frameworks():
         from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
@@ -277,17 +294,15 @@ def main() -> None:
             "(please report it; --debug shows where)"
         )
     if code == 130:  # Typer's word for Ctrl-C
-        _fail("interrupted; what was finished is kept, the same command carries on", code=130)
+        same = "the same command" + " without --overwrite" * ("--overwrite" in arguments)
+        kept = f"; what was finished is kept, {same} carries on" if arguments[:1] == ["run"] else ""
+        _fail(f"interrupted{kept}", code=130)
     raise SystemExit(code)
 
 
 def _fail(text: str, code: int = 1) -> NoReturn:
     _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
     raise SystemExit(code)
-
-
-def _command() -> str:
-    return " ".join(["secateur", *sys.argv[1:]])
 
 
 def _scale(text: str | None) -> float | str | None:
@@ -325,38 +340,26 @@ def _frameworks() -> Iterator[None]:
 
 
 def _import_all(modules: list[str] | None) -> None:
-    from importlib import import_module
+    from secateur.runtimes.keras import import_modules
 
     # A console script does not look into the current directory, where users keep their layers.
     if modules and "" not in sys.path:
         sys.path.insert(0, "")
-    for name in modules or ():
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise SecateurError(
-                f"--import {name}: {error}; give the name of a module that Python finds from here"
-            ) from None
+    import_modules(modules or ())
 
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[str, int, int, str], None], Callable[[str], None]]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as parts
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        parts.TextColumn("{task.description}"),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=_err, transient=True) as bars:
+    with parts.Progress(*columns, console=_err, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(label: str, done: int, total: int, text: str) -> None:

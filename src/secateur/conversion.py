@@ -38,7 +38,7 @@ def to_litert(
         formats: "float32", "dynamic" (int8 weights, float activations), or both.
         imports: modules that register the model's own layers; the clean process imports them.
 
-    Raises `SecateurError` where TensorFlow is missing or cannot convert the model.
+    Raises `SecateurError` where TensorFlow or LiteRT is missing, or cannot convert the model.
     """
     import keras
 
@@ -51,6 +51,11 @@ def to_litert(
         raise SecateurError(
             "TensorFlow is not installed, expected it for writing .tflite files whatever the "
             "backend of the model; fix: pip install 'secateur[tensorflow]'"
+        )
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise SecateurError(
+            "ai-edge-litert is not installed, expected it for finishing and running .tflite files; "
+            "fix: pip install 'secateur[litert]'"
         )
     if keras.backend.backend() == "tensorflow":
         return {format: convert(model, format) for format in formats}

@@ -136,7 +136,8 @@ def load(
     divisor, notes = _scaling(scale, name, source[0].dtype)
     if train is not None and test is None:
         train, test = _hold_out(train)
-        notes.append(f"test: {len(test[0]):,} samples held out, the same whatever the seed")
+        seen = "" if name in NAMED else "; a model trained on these arrays before has seen them"
+        notes.append(f"test: {len(test[0]):,} samples held out, the same whatever the seed{seen}")
     elif test is not None:
         notes.append(f"test: the data's own test part of {len(test[0]):,} samples")
     splits: dict[str, Split | None] = dict.fromkeys(SPLITS)
@@ -159,6 +160,8 @@ def load(
         inputs = splits["train"].x[:CALIBRATION]
         splits["calibration"] = Split(inputs)
         notes.append(f"calibration: the inputs of {len(inputs):,} training samples, no labels")
+    else:
+        notes.append("train: no samples, these data can be measured on but not trained on")
     labels = [pair[1] for pair in (train, test) if pair and pair[1] is not None]
     return Data(
         name=name,

@@ -5,6 +5,7 @@ with the model on data, searched for each weight, and its promises are checked o
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -276,7 +277,8 @@ class _Match:
 
     def to_record(self, format: str) -> dict[str, Any]:
         if self.constant is None:
-            return {"tensor": None, "reason": "not stored as one tensor; outputs were compared"}
+            reason = "not located by its values as one tensor; outputs were compared"
+            return {"tensor": None, "reason": reason}
         dtype = str(self.constant.values.dtype)
         record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout.name}
         if self.factor is not None:
@@ -310,6 +312,7 @@ def _located(constants: Sequence[Constant], model: Any, promised: set[str]) -> d
         with np.errstate(all="ignore"):  # a damaged file may hold anything: inf, or nearly
             match = _find(weight, by_size.get(weight.size, []), foldable)
         traced = weight.layer_class in TRACED and weight.role in ("kernel", "embedding")
+        traced = traced and not (foldable and _thin(weight))
         if match is None and (traced or weight.path in promised):
             lost.append(f"{weight.path} {weight.shape}")
         found[weight.path] = match or _Match(weight=weight)
@@ -336,9 +339,26 @@ def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> _Ma
         slack = slack + 1e-5 * np.abs(stored).max(initial=0)
         for channels in layout.channels:
             factor = _factor(values, stored, channels)
-            if (np.abs(stored - factor * values) <= slack).all():
+            # With a factor for each element anything fits, save for where the zeros are.
+            telling = values.size >= 2 * factor.size or _same_zeros(values, stored, constant.coded)
+            if telling and (np.abs(stored - factor * values) <= slack).all():
                 return _Match(weight=weight, constant=constant, layout=layout, factor=factor)
     return None
+
+
+def _thin(weight: Weight) -> bool:
+    """Whether a kernel has one element for each channel: no values that a factor leaves telling."""
+    channels = weight.shape[-2:] if len(weight.shape) > 1 else weight.shape
+    depthwise = weight.layer_class.startswith("DepthwiseConv") or "depthwise" in weight.path
+    return weight.size < 2 * (math.prod(channels) if depthwise else max(channels, default=1))
+
+
+def _same_zeros(values: np.ndarray, stored: np.ndarray, coded: bool) -> bool:
+    """Whether a kernel and a tensor are zero in the same places; codes may round more to zero."""
+    zeros, found = values == 0, stored == 0
+    if values.ndim < 2 or zeros.all() or not zeros.any() or found.all():
+        return False
+    return bool((found >= zeros).all() if coded else (found == zeros).all())
 
 
 def _stored(

@@ -22,13 +22,14 @@ class Inspection:
     """A model or a file in numbers: counts of elements, and a record for each weight.
 
     bytes, gzip_bytes: of the file, None for a live model. optimizer_elements: elements of
-    optimizer state kept in the file.
+    optimizer state kept in the file. trainable, non_trainable: None for a `.tflite`, which does
+    not say.
     """
 
     name: str
     parameters: int
-    trainable: int
-    non_trainable: int
+    trainable: int | None
+    non_trainable: int | None
     nonzero: int
     bytes: int | None = None
     gzip_bytes: int | None = None
@@ -82,23 +83,16 @@ def weight_records(table: WeightTable) -> list[dict[str, Any]]:
 def differences(before: Inspection, after: Inspection) -> list[str]:
     """Why two inspections differ (or do not), in sentences that their numbers support."""
     found = []
-    if before.parameters == after.parameters and after.nonzero < before.nonzero:
+    if before.parameters != after.parameters:
+        found.append(_other_parameters(before, after))
+    elif before.nonzero != after.nonzero:
+        where = "second" if after.nonzero < before.nonzero else "first"
         found.append(
-            f"The parameter count is the same ({after.parameters:,}): pruning writes zeros into the "
-            f"weights, it removes none. {before.nonzero - after.nonzero:,} more of them are zero."
+            f"The parameter count is the same ({after.parameters:,}): a weight that is zero is still "
+            f"a weight. {abs(before.nonzero - after.nonzero):,} more of them are zero in the {where}."
         )
-    elif before.parameters != after.parameters:
-        paths = {w["path"]: w for w in before.weights}
-        changed = [
-            w["path"] for w in after.weights if paths.get(w["path"], w)["shape"] != w["shape"]
-        ]
-        missing = [p for p in paths if p not in {w["path"] for w in after.weights}]
-        parts = [f"{len(changed)} weights changed shape"] if changed else []
-        parts += [f"{len(missing)} weights are gone"] if missing else []
-        found.append(
-            f"{after.parameters:,} parameters instead of {before.parameters:,}"
-            + (f": {', '.join(parts)}." if parts else ": the networks differ.")
-        )
+    elif before.optimizer_elements == after.optimizer_elements:
+        found.append("Both hold the same number of parameters, zeros and optimizer state.")
     for label, one in (("first", before), ("second", after)):
         if one.optimizer_elements:
             found.append(
@@ -108,10 +102,11 @@ def differences(before: Inspection, after: Inspection) -> list[str]:
     same_size = None not in (before.bytes, after.bytes) and abs(
         (before.bytes or 0) - (after.bytes or 0)
     ) <= 0.02 * (before.bytes or 1)
-    if same_size and after.nonzero < before.nonzero and before.parameters == after.parameters:
+    if same_size and after.nonzero != before.nonzero and before.parameters == after.parameters:
         found.append(
-            "The raw file is as large as before: a zero takes as many bytes as any other number. "
-            f"Compressed by gzip it goes from {before.gzip_bytes:,} to {after.gzip_bytes:,} bytes."
+            "The raw files are equally large, within 2 %: a zero takes as many bytes as any other "
+            f"number. Compressed by gzip it is {before.gzip_bytes:,} bytes in the first, "
+            f"{after.gzip_bytes:,} in the second."
         )
     for label, one in (("first", before), ("second", after)):
         if one.non_trainable:
@@ -119,7 +114,22 @@ def differences(before: Inspection, after: Inspection) -> list[str]:
                 f"{one.non_trainable:,} parameters of the {label} are non-trainable "
                 "(frozen layers, or BatchNormalization's moving statistics)."
             )
-    return found or ["Both hold the same number of parameters, zeros and optimizer state."]
+    return found
+
+
+def _other_parameters(before: Inspection, after: Inspection) -> str:
+    counts = f"{after.parameters:,} parameters instead of {before.parameters:,}"
+    if (before.trainable is None) != (after.trainable is None):
+        return (
+            f"{counts}: a converter leaves out biases of zeros, folds normalizations into the weights "
+            "beside them and renames them, so weights are not compared one by one."
+        )
+    paths = {w["path"]: w for w in before.weights}
+    changed = [w["path"] for w in after.weights if paths.get(w["path"], w)["shape"] != w["shape"]]
+    missing = [p for p in paths if p not in {w["path"] for w in after.weights}]
+    parts = [f"{len(changed)} weights changed shape"] if changed else []
+    parts += [f"{len(missing)} weights are gone"] if missing else []
+    return counts + (f": {', '.join(parts)}." if parts else ": the networks differ.")
 
 
 def _of_model(model: Any, name: str, **file: Any) -> Inspection:
@@ -149,7 +159,7 @@ def _of_tflite(path: Path) -> Inspection:
                 c.name,
                 "bias" if c.values.ndim == 1 else "kernel",
                 c.operator,
-                False,
+                None,
                 c.dequantized(),
             ),
             "zeros": int((c.centred() == 0).sum()),
@@ -160,8 +170,8 @@ def _of_tflite(path: Path) -> Inspection:
     return Inspection(
         name=path.name,
         parameters=parameters,
-        trainable=0,
-        non_trainable=parameters,
+        trainable=None,
+        non_trainable=None,
         nonzero=parameters - sum(r["zeros"] for r in records),
         bytes=len(blob),
         gzip_bytes=gzip_bytes(blob),
@@ -169,7 +179,9 @@ def _of_tflite(path: Path) -> Inspection:
     )
 
 
-def _record(path: str, role: str, layer_class: str, trainable: bool, values: np.ndarray) -> dict:
+def _record(
+    path: str, role: str, layer_class: str, trainable: bool | None, values: np.ndarray
+) -> dict[str, Any]:
     flat = values.ravel()
     zeros = int((flat == 0).sum())
     finite = flat[np.isfinite(flat)]

@@ -4,7 +4,6 @@ Metrics are NumPy on the outputs of the file's own runtime. Measuring a `.tflite
 TensorFlow nor Keras, and nothing here knows how a model was compressed.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,9 @@ class Measurement:
     """Numbers of one model or file; None where one was not taken.
 
     `sparsity` is the share of zeros among all weights and biases; `latency` is in microseconds at
-    batch 1, on the wall and (`cpu_`) in CPU time of all threads; `metrics` are Keras metrics.
+    batch 1, on the wall and (`cpu_`) in CPU time of all threads; `threads` is None where the
+    backend chooses them. `label_accuracy` is the share of right answers over all samples and labels
+    where a sample may have several labels at once. `metrics` are Keras metrics.
     """
 
     path: str | None = None
@@ -42,11 +43,12 @@ class Measurement:
     macs: int | None = None
     n: int | None = None
     accuracy: float | None = None
+    label_accuracy: float | None = None
     loss: float | None = None
     top5: float | None = None
     mse: float | None = None
     mae: float | None = None
-    latency: Mapping[str, float] | None = None
+    latency: Mapping[str, float | None] | None = None
     load_ms: float | None = None
     metrics: Mapping[str, float] | None = None
 
@@ -57,7 +59,7 @@ class Measurement:
 
 def measure(
     subject: Any,
-    data: Data | Split | None = None,
+    data: Data | Split | tuple[Any, Any] | None = None,
     *,
     threads: int = 1,
     latency: bool = True,
@@ -69,8 +71,9 @@ def measure(
     Args:
         subject: a path, or a model.
         data: a `Data`, whose test part is read and folded to what the model takes, or a `Split`:
-            inputs (n, ...) and labels: integers (n,), one-hot (n, k), 0 / 1 for a single output, or
-            floats for regression. Without labels, or without data, less is measured.
+            or a pair (x, y) of arrays. Inputs are (n, ...), labels integers (n,), one-hot (n, k),
+            several of k at once (n, k), 0 / 1 for a single output, or floats for regression.
+            Without labels (y None), or without data, less is measured.
         threads: for LiteRT; Keras's backends choose their own.
         latency: whether to time batches of one real sample (about half a second).
         batch: samples at a time, where the file allows it.
@@ -78,6 +81,7 @@ def measure(
 
     Raises `SecateurError` for a file that does not run and for data that do not fit it.
     """
+    data = _given(data)
     path = Path(subject) if isinstance(subject, str | Path) else None
     runtime = runtime_for(path or "live.keras")
     runtime.prepare()
@@ -125,7 +129,7 @@ def count(session: Session) -> dict[str, Any]:
     }
 
 
-def time_one(session: Session, sample: np.ndarray) -> dict[str, float]:
+def time_one(session: Session, sample: np.ndarray) -> dict[str, float | None]:
     """Return latency of one sample in microseconds: median, p10, p90 over the runs that fit 0.5 s.
 
     CPU time above wall time means several threads; wall above CPU, that the machine was busy.
@@ -147,21 +151,27 @@ def time_one(session: Session, sample: np.ndarray) -> dict[str, float]:
         "cpu_median_us": float(np.median(cpu) / 1e3),
         "runs": len(wall),
         "batch": 1,
-        "threads": session.threads or os.cpu_count() or 1,
+        "threads": session.threads,
     }
 
 
 def score(outputs: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Return what the labels allow: accuracy, loss (and top5), or mse and mae for regression.
 
+    Several labels at once, 0 / 1 for each of k outputs in [0, 1], give `label_accuracy`, the mean
+    binary cross-entropy as `loss`, mse and mae.
+
     >>> score(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 0]))["accuracy"]
     0.5
     >>> score(np.array([[2.5]]), np.array([2.0]))
     {'mse': 0.25, 'mae': 0.5}
+    >>> score(np.array([[0.9, 0.6], [0.2, 0.4]]), np.array([[1, 1], [0, 1]]))["label_accuracy"]
+    0.75
     """
     outputs, y = np.asarray(outputs), np.asarray(y)
     if is_regression(outputs, y):
-        return {"mse": mse(outputs, y), "mae": mae(outputs, y)}
+        found = {"mse": mse(outputs, y), "mae": mae(outputs, y)}
+        return found | (_of_labels(outputs, y) if _several_labels(outputs, y) else {})
     found = {"accuracy": accuracy(outputs, y), "loss": cross_entropy(outputs, y)}
     if outputs.shape[-1] > 5:
         found["top5"] = top_k(outputs, y, 5)
@@ -169,15 +179,15 @@ def score(outputs: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def is_regression(outputs: np.ndarray, y: np.ndarray) -> bool:
-    """Whether labels are quantities: no class numbers, no one-hot rows, no 0 / 1.
+    """Whether labels are quantities: no class numbers, no one-hot rows, no 0 / 1 for one output.
 
     >>> is_regression(np.zeros((2, 3)), np.array([0, 2])), is_regression(np.zeros((1, 1)), [7])
     (False, True)
     """
     y = np.asarray(y)
     if outputs.ndim > 1 and outputs.shape[-1] > 1:
-        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
-        return not (whole or _one_hot(outputs, y))
+        numbers = y.dtype.kind in "biu" and y.shape != outputs.shape
+        return not (numbers or _one_hot(outputs, y))
     return not bool(np.isin(y, (0, 1)).all())
 
 
@@ -208,9 +218,8 @@ def top_k(outputs: np.ndarray, y: np.ndarray, k: int) -> float:
 def cross_entropy(outputs: np.ndarray, y: np.ndarray, from_logits: bool | None = None) -> float:
     """Return the mean negative log probability of the label, in nats.
 
-    `from_logits` None: decided from the values. Outputs in [0, 1], with rows that sum to 1 where
-    there are several, are probabilities; anything else are logits. Probabilities are clipped at
-    1e-7 as Keras does.
+    `from_logits` None: decided by `are_probabilities`. Probabilities are clipped at 1e-7 as Keras
+    does.
 
     >>> round(cross_entropy(np.array([[0.25, 0.75]]), np.array([1])), 4)
     0.2877
@@ -219,7 +228,7 @@ def cross_entropy(outputs: np.ndarray, y: np.ndarray, from_logits: bool | None =
     """
     outputs = np.asarray(outputs, np.float64)
     if from_logits is None:
-        from_logits = not _probabilities(outputs)
+        from_logits = not are_probabilities(outputs)
     if not from_logits:
         outputs = np.log(np.clip(_binary(outputs, False), 1e-7, 1 - 1e-7))
     else:
@@ -229,6 +238,22 @@ def cross_entropy(outputs: np.ndarray, y: np.ndarray, from_logits: bool | None =
     labels = _classes(outputs, y)
     of_label = np.take_along_axis(outputs, labels[..., None], -1)[..., 0]
     return float(np.mean(log_sum - of_label))
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Return whether outputs (n, ..., k) are probabilities: in [0, 1], and rows of several sum to 1.
+
+    A sum may be off by 1e-3: what a softmax in float16 may cost. Anything else are logits.
+
+    >>> are_probabilities(np.array([[0.25, 0.75]])), are_probabilities(np.array([[0.25, 0.25]]))
+    (True, False)
+    >>> are_probabilities(np.array([[0.25], [0.9]])), are_probabilities(np.array([[-2.0], [1.0]]))
+    (True, False)
+    """
+    outputs = np.asarray(outputs, np.float64)
+    several = outputs.ndim > 1 and outputs.shape[-1] > 1
+    sums = outputs.sum(-1) if several else np.ones(1)
+    return _within_0_1(outputs) and bool((np.abs(sums - 1) <= 1e-3).all())
 
 
 def mse(outputs: np.ndarray, y: np.ndarray) -> float:
@@ -263,15 +288,37 @@ def _binary(outputs: np.ndarray, from_logits: bool | None = None) -> np.ndarray:
         return outputs
     outputs = outputs.reshape(len(outputs), -1)
     if from_logits is None:
-        from_logits = not _probabilities(outputs)
+        from_logits = not are_probabilities(outputs)
     return np.concatenate([np.zeros_like(outputs) if from_logits else 1 - outputs, outputs], -1)
 
 
-def _probabilities(outputs: np.ndarray) -> bool:
-    if outputs.min() < 0 or outputs.max() > 1:
+def _given(data: Any) -> Data | Split | None:
+    if data is None or isinstance(data, Data | Split):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = data
+        return Split(np.asarray(x), None if y is None else np.asarray(y))
+    raise SecateurError(
+        f"data of {type(data).__name__} received, expected a Data, a Split or a pair (x, y) of "
+        "arrays; fix: pass (x, y), or secateur.datasets.load(...)"
+    )
+
+
+def _several_labels(outputs: np.ndarray, y: np.ndarray) -> bool:
+    """Whether each of several outputs is a yes or no of its own, and in [0, 1]."""
+    if outputs.shape != y.shape or not np.isin(y, (0, 1)).all():
         return False
-    several = outputs.ndim > 1 and outputs.shape[-1] > 1
-    return not several or bool(np.allclose(outputs.sum(-1), 1, atol=1e-2))
+    return outputs.ndim > 1 and outputs.shape[-1] > 1 and _within_0_1(outputs)
+
+
+def _of_labels(outputs: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    p, right = np.clip(outputs.astype(np.float64), 1e-7, 1 - 1e-7), (outputs > 0.5) == (y == 1)
+    loss = -np.log(np.where(y == 1, p, 1 - p)).mean()
+    return {"label_accuracy": float(right.mean()), "loss": float(loss)}
+
+
+def _within_0_1(outputs: np.ndarray) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
 
 
 def _one_hot(outputs: np.ndarray, y: np.ndarray) -> bool:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import io
-import json
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +22,16 @@ import numpy as np
 from rich.console import Console
 
 from secateur import datasets, reporting, zoo
-from secateur.artifact import Artifact, versions, write_atomically, write_manifest
+from secateur.artifact import FORMATS, Artifact, versions, write_atomically, write_manifest
 from secateur.compression import Stage, copy_model, run_step, train_control
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.measurement import accuracy, measure
 from secateur.recipe import Recipe
-from secateur.run_folder import RunFolder
-from secateur.runtimes.keras import KerasSession, load_model
+from secateur.run_folder import RunFolder, fingerprint, machine
+from secateur.runtimes import one_line
+from secateur.runtimes.keras import KerasSession, import_modules, load_model, signature
 from secateur.training import Progress, compiled_loss, train
 
 FORMAT_VERSION = 1
@@ -65,9 +63,10 @@ class Run:
     def model(self) -> Any:
         """The compressed Keras model, loaded from the file of the last step's stage."""
         stage = [s["name"] for s in self.record["stages"] if s["method"] != "control"][-1]
-        for file in (self.path / f"{stage}-keras.keras", self.path / f"{stage}-h5.h5"):
-            if file.exists():
-                return load_model(file)
+        files = {r["format"]: r["path"] for r in self.record["rows"] if r["stage"] == stage}
+        for format in ("keras", "h5"):
+            if format in files:
+                return load_model(self.path / files[format])
         raise SecateurError(
             f"{self.path} holds no Keras file of stage {stage!r}; add 'keras' to the recipe's formats"
         )
@@ -93,6 +92,7 @@ def run(
     seed: int | None = None,
     imports: Sequence[str] = (),
     overwrite: bool = False,
+    allow_chance: bool = False,
     progress: Progress | None = None,
     say: Say | None = None,
     command: str = "",
@@ -103,27 +103,40 @@ def run(
     name of a built-in one, which is trained first (None: the recipe's). data: whatever
     `load_data` takes (None: the recipe's). out: the Run's directory (None: a new temporary one);
     an unfinished Run found there is carried on, a finished one is returned. imports: modules that
-    register custom layers. Raises SecateurError before any training when things do not fit.
+    register custom layers. allow_chance: go on with a model that is no better than chance. Raises
+    SecateurError before any training when things do not fit.
     """
     started = time.perf_counter()
     say = say or (lambda text: None)
+    import_modules(imports)
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
+    described, text = recipe.to_record(), recipe.as_text()
+    _require_packages(recipe.export.formats)
     loaded = _data(data, recipe)
-    source, name = resolve_model(model, recipe, loaded)
-    loaded = datasets.fit_to(loaded, source.input_shape[1:], source.output_shape[1:])
+    source, name, untrained = resolve_model(model, recipe, loaded)
+    taken, given = _ends(source)
+    loaded = datasets.fit_to(loaded, taken, given)
     plan = recipe.plan(source)
     folder = RunFolder(
         Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secateur-")),
-        fingerprint=_fingerprint(recipe, source, name, loaded),
+        fingerprint=fingerprint(recipe, loaded, source, name, untrained=untrained),
         overwrite=overwrite,
     )
     if folder.finished is not None:
         say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
         return Run(folder.path, folder.finished)
+    if not untrained:
+        _introduce(source, loaded, say, may_be_chance=allow_chance)
+    first = _copy(source)
+    folder.begin(name=recipe.name, seed=recipe.seed)
     work = _Work(folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say)
-    artifacts = work.carry_out(source, train_first=name in zoo.ZOO)
+    try:
+        artifacts = work.carry_out(first, train_first=untrained)
+    except SecateurError:
+        folder.give_up()
+        raise
     record = {
         "format_version": FORMAT_VERSION,
         "kind": "run",
@@ -134,8 +147,8 @@ def run(
         "seed": recipe.seed,
         "backend": keras.backend.backend(),
         "fingerprint": folder.fingerprint,
-        "recipe": recipe.to_dict(),
-        "recipe_toml": recipe.to_toml(),
+        "recipe": described,
+        "recipe_toml": text,
         "command": command,
         "versions": versions(),
         "machine": machine(),
@@ -147,37 +160,34 @@ def run(
         "notes": [note for stage in folder.records for note in stage["notes"]],
     }
     record["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomically(folder.path / "recipe.toml", recipe.to_toml())
+    write_atomically(folder.path / "recipe.toml", text)
     extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
     write_manifest(folder.path, artifacts, extra)
-    folder.finish(record)
-    return Run(folder.path, record)
+    return Run(folder.path, folder.finish(record))
 
 
-def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str]:
-    """The built model and its name; a name from the zoo stands for an untrained one."""
+def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, bool]:
+    """The built model, its name, and whether it is untrained: a built-in one, given by its name."""
     wanted = model if model is not None else recipe.model
     if wanted is None:
         raise SecateurError(
             "no model: give --model model.keras, or a built-in name: " + ", ".join(zoo.ZOO)
         )
     if not isinstance(wanted, str | Path):
-        if not getattr(wanted, "built", False):
-            raise SecateurError(f"model {wanted.name!r} is not built; call it once on data first")
-        return wanted, wanted.name
-    if str(wanted) in zoo.ZOO:
+        return wanted, getattr(wanted, "name", type(wanted).__name__), False
+    if isinstance(wanted, str) and wanted in zoo.ZOO:
         keras.utils.set_random_seed(recipe.seed)
         shape = tuple(data.describe()["shape"])
-        return zoo.build(str(wanted), input_shape=shape, classes=data.classes), str(wanted)
+        return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
     path = Path(wanted)
-    if not path.suffix:
+    if not path.suffix and path.name not in zoo.ZOO:
         zoo.build(str(wanted))  # raises, with the nearest built-in name
     if path.suffix == ".tflite":
         raise SecateurError(
             f"{path} is a finished file and cannot be compressed further; "
             "give the Keras model it was made from, or use `secateur measure`"
         )
-    return load_model(path, compiled=True), path.stem
+    return load_model(path, compiled=True), path.stem, False
 
 
 @dataclass
@@ -192,14 +202,13 @@ class _Work:
     progress: Progress | None
     say: Say
 
-    def carry_out(self, source: Any, *, train_first: bool) -> list[Artifact]:
+    def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""
         recipe = self.recipe
         formats = recipe.export.formats
-        baseline = self._stage(
-            "baseline", copy_model(source), lambda model: self._baseline(model, train_first)
-        )
-        self._introduce(baseline.model, train_first)
+        baseline = self._stage("baseline", first, lambda model: self._baseline(model, train_first))
+        if train_first:
+            _introduce(baseline.model, self.data, self.say, may_be_chance=True)
         artifacts = self._export(baseline, formats)
         last = baseline
         for number, (name, step) in enumerate(zip(recipe.stage_names(), recipe.steps, strict=True)):
@@ -256,29 +265,6 @@ class _Work:
             )
         return Stage(name="baseline", method="train", model=model, history=history)
 
-    def _introduce(self, model: Any, trained_here: bool) -> None:
-        """Say how good the baseline is before anything else; refuse a model at chance level."""
-        split = self.data.validation or self.data.train
-        if split is None or split.y is None or not self.data.classes:
-            return
-        found = accuracy(KerasSession(model).predict(split.x), split.y)
-        if found is None:
-            return
-        self.say(f"baseline accuracy {100 * found:.2f} % on {len(split):,} validation samples")
-        labels = split.y if split.y.ndim == 1 else split.y.argmax(-1)
-        chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-        if found > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
-            return
-        if trained_here:
-            self.say("that is no better than chance: train longer, or with another learning rate")
-            return
-        low, high = float(split.x.min()), float(split.x.max())
-        raise SecateurError(
-            f"the model is at chance level ({100 * found:.1f} % correct, the largest class alone is "
-            f"{100 * chance:.1f} %) on inputs from {low:g} to {high:g}; was it trained on scaled "
-            "inputs (try --scale 255), or with the labels in another order?"
-        )
-
     def _export(self, stage: Stage, formats: Sequence[str]) -> list[Artifact]:
         split = self.data.validation or self.data.train
         artifacts = export(
@@ -290,24 +276,82 @@ class _Work:
             data=None if split is None else split.x[:PARITY_INPUTS],
             imports=self.imports,
         )
+        self.folder.note(artifacts)
         for artifact in artifacts:
             self.say(f"{artifact.path.name}: {artifact.bytes:,} bytes, reloaded and checked")
         return artifacts
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on: processor, cores, system, Python."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+def _introduce(model: Any, data: Data, say: Say, *, may_be_chance: bool) -> None:
+    """Say how good a model is before anything else; refuse one at chance level."""
+    part = "training" if data.validation is None else "validation"
+    split = data.validation or data.train
+    if split is None or split.y is None or not data.classes:
+        return
+    found = accuracy(KerasSession(model).predict(split.x), split.y)
+    say(f"baseline accuracy {100 * found:.2f} % on {len(split):,} {part} samples")
+    one_hot = split.y.ndim > 1 and split.y.shape[-1] > 1
+    labels = split.y.argmax(-1) if one_hot else split.y.reshape(-1)
+    chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+    if found > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        return
+    if may_be_chance:
+        say("that is no better than chance: train longer, or with another learning rate")
+        return
+    low, high = float(split.x.min()), float(split.x.max())
+    raise SecateurError(
+        f"the model is at chance level ({100 * found:.1f} % correct, the largest class alone is "
+        f"{100 * chance:.1f} %) on inputs from {low:g} to {high:g}: it was trained on scaled inputs "
+        "(try --scale 255), with the labels in another order, or was never trained; "
+        "--allow-chance (allow_chance=True) goes on all the same"
+    )
+
+
+def _require_packages(formats: Sequence[str]) -> None:
+    """Refuse at the start what would otherwise fail at the first export, after the training."""
+    wanted = ", ".join(f for f in formats if FORMATS[f] == ".tflite")
+    needed = {"tensorflow": "TensorFlow", "ai_edge_litert": "the LiteRT runtime"}
+    for module, title in needed.items():
+        if wanted and find_spec(module) is None:
+            extra = "litert" if module == "ai_edge_litert" else module
+            raise SecateurError(
+                f"{title} is not installed, and writing {wanted} files takes it; "
+                f"pip install 'secateur[{extra}]', or leave these formats out of the recipe"
+            )
+
+
+def _ends(model: Any) -> tuple[tuple, tuple]:
+    """The shapes of one sample and of its output; refuses what `run` cannot feed."""
+    wanted = "run needs a built Functional or Sequential model with one input and one output"
+    name = f"{getattr(model, 'name', '')!r} ({type(model).__name__})"
+    if not getattr(model, "built", False):
+        raise SecateurError(f"model {name} is not built; {wanted}; call it once on data first")
+    try:
+        inputs, outputs = (list(side.values()) for side in signature(model))
+    except SecateurError:
+        raise SecateurError(
+            f"model {name} does not know its inputs; {wanted}; wrap it: keras.Model(x, model(x)) "
+            "with x = keras.Input(shape)"
+        ) from None
+    if len(inputs) != 1 or len(outputs) != 1:
+        sides = ((inputs, "input"), (outputs, "output"))
+        counts = [f"{len(side)} {word}{'s' * (len(side) != 1)}" for side, word in sides]
+        raise SecateurError(
+            f"model {name} has {' and '.join(counts)}; {wanted} (export takes more)"
+        )
+    return tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
+
+
+def _copy(model: Any) -> Any:
+    try:
+        return copy_model(model)
+    except SecateurError as error:
+        cause = one_line(error.__cause__ or error)
+        raise SecateurError(
+            f"model {model.name!r} ({type(model).__name__}) cannot be copied from its config "
+            f"({cause}), and run always works on a copy: complete get_config of its own layers, "
+            "or use compress(model, recipe, data, inplace=True)"
+        ) from error
 
 
 def _data(data: Any, recipe: Recipe) -> Data:
@@ -318,17 +362,6 @@ def _data(data: Any, recipe: Recipe) -> Data:
             "`secateur inspect` and `secateur export` still work"
         )
     return datasets.load(source, seed=recipe.seed)
-
-
-def _fingerprint(recipe: Recipe, model: Any, name: str, data: Data) -> str:
-    digest = hashlib.sha256()
-    parts = [recipe.to_dict(), data.describe(), keras.backend.backend(), versions(), name]
-    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    if name not in zoo.ZOO:  # names that Keras numbers would differ from process to process
-        digest.update(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
 
 
 def _model_record(model: Any, name: str) -> dict[str, Any]:

@@ -1,24 +1,35 @@
 """The directory of one Run while it is being made: finished stages survive an interruption.
 
-Each finished stage leaves its weights and record under `.stages/`; `run.json` is written last, so
-a directory with a `run.json` is a finished Run and a directory without one can be carried on.
+`.stages/begun.json` says from the start whose directory it is, each finished stage leaves its
+weights and record beside it, and `run.json` is written last: a directory with a `run.json` is a
+finished Run, one without can be carried on. docs/decisions/004 gives the reasons.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
+import os
+import platform
 import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-from secateur.artifact import staged, write_json_atomically
+from secateur.artifact import Artifact, staged, versions, write_json_atomically
 from secateur.compression import Stage
+from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.inspection import weight_records
 from secateur.promises import Promise
+from secateur.recipe import Recipe
 from secateur.training import History
 from secateur.weights import weight_table
 
@@ -26,34 +37,61 @@ from secateur.weights import weight_table
 class RunFolder:
     """One Run's directory. fingerprint: of everything that decides the result.
 
-    finished: the record of this very Run when it is already there, else None. Raises
-    SecateurError for a directory that holds a different Run, unless `overwrite`.
+    finished: the record of this very Run when it is already there, else None. Nothing is written
+    before `begin`. Raises SecateurError for a directory that holds a different Run, finished or
+    not, unless `overwrite`.
     """
 
     def __init__(self, path: Path, *, fingerprint: str, overwrite: bool = False):
         self.path = path
         self.fingerprint = fingerprint
         self.finished: dict[str, Any] | None = None
-        self._stages = path / ".stages"
         self.records: list[dict[str, Any]] = []
+        self._stages = path / ".stages"
+        self._overwrite = overwrite
+        self._begun: dict[str, Any] = {"fingerprint": fingerprint, "files": []}
+        if overwrite:
+            return
+        record, begun = _read(path / "run.json"), _read(self._stages / "begun.json")
+        if record is not None:
+            if record.get("fingerprint") != fingerprint:
+                raise SecateurError(
+                    f"{path} holds another run ({_whose(record)}, or made from other data, weights "
+                    "or versions); choose another --out, or --overwrite"
+                )
+            self.finished = record
+        elif begun is not None:
+            if begun.get("fingerprint") != fingerprint:
+                raise SecateurError(
+                    f"{path} holds another, unfinished run ({_whose(begun)}); carry that one on "
+                    "with its own command, choose another --out, or discard it with --overwrite"
+                )
+            self._begun = begun
+
+    def begin(self, *, name: str, seed: int) -> None:
+        """Claim the directory, which also shows that it can be written; discard what was there."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._overwrite:
+                self._clear()
+            self._stages.mkdir(exist_ok=True)
         except OSError as error:
             raise SecateurError(
-                f"cannot write to {path} ({error.strerror}); choose another --out"
+                f"cannot write to {self.path} ({error.strerror}); choose another --out"
             ) from None
-        if overwrite:
-            self._clear()
-            return
-        record = _read(path / "run.json")
-        if record is None:
-            return
-        if record.get("fingerprint") != fingerprint:
-            raise SecateurError(
-                f"{path} holds another run ({record.get('name')}, seed {record.get('seed')}, or made "
-                "from other data, weights or versions); choose another --out, or --overwrite"
-            )
-        self.finished = record
+        self._begun |= {"name": name, "seed": seed}
+        write_json_atomically(self._stages / "begun.json", self._begun)
+
+    def note(self, artifacts: Iterable[Artifact]) -> None:
+        """Remember files that were written, so that an overwriting Run finds them."""
+        names = {*self._begun["files"], *(artifact.path.name for artifact in artifacts)}
+        self._begun["files"] = sorted(names)
+        write_json_atomically(self._stages / "begun.json", self._begun)
+
+    def give_up(self) -> None:
+        """Release the directory when nothing was finished that could be carried on."""
+        if not self.records and not self._begun["files"]:
+            shutil.rmtree(self._stages, ignore_errors=True)
 
     def restore(self, name: str, model: Any) -> Stage | None:
         """A stage that an earlier, interrupted call finished; its weights are put into `model`."""
@@ -61,11 +99,12 @@ class RunFolder:
         if found is None or found.get("fingerprint") != self.fingerprint:
             return None
         try:
-            with np.load(self._stages / f"{name}.npz") as weights:
+            # Opened here: of a damaged file np.load itself leaves the handle open.
+            with (self._stages / f"{name}.npz").open("rb") as file, np.load(file) as weights:
                 model.set_weights([weights[key] for key in weights.files])
             promises = tuple(Promise.from_record(p) for p in found["promises"])
-        except (OSError, ValueError, KeyError):
-            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # damaged: it is computed again
         record = found["stage"]
         self.records.append(record)
         history = None
@@ -88,16 +127,12 @@ class RunFolder:
 
     def keep(self, stage: Stage) -> None:
         """Write a finished stage: weights first, then the record that makes them count."""
-        record = _stage_record(stage)
+        record = plain(_stage_record(stage))
         self.records.append(record)
-        try:
-            self._stages.mkdir(exist_ok=True)
-        except OSError as error:
-            raise SecateurError(f"cannot write to {self.path} ({error.strerror})") from None
         with staged(self._stages / f"{stage.name}.npz") as temporary:
             # Not a positional list: np.savez names those arr_0 ... in an order of its own.
             values = {f"{i:06d}": w for i, w in enumerate(stage.model.get_weights())}
-            np.savez(temporary, allow_pickle=False, **values)
+            np.savez(temporary, **values)
         write_json_atomically(
             self._stages / f"{stage.name}.json",
             {
@@ -107,15 +142,114 @@ class RunFolder:
             },
         )
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Write `run.json`: the Run is complete; what only served to carry it on goes."""
+    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Write `run.json` and return what it says; what only served to carry the Run on goes."""
+        record = plain(record)
         write_json_atomically(self.path / "run.json", record)
         shutil.rmtree(self._stages, ignore_errors=True)
+        return record
 
     def _clear(self) -> None:
-        for name in ("run.json", "manifest.json"):
+        files = sorted(set(_own_files(self.path)))
+        # First, so that a half-cleared directory does not pass for a finished Run.
+        (self.path / "run.json").unlink(missing_ok=True)
+        for name in (*files, "manifest.json"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self._stages, ignore_errors=True)
+
+
+def fingerprint(recipe: Recipe, data: Data, model: Any, name: str, *, untrained: bool) -> str:
+    """A hash of everything that decides a Run's result; untrained: a built-in model, from a seed."""
+    digest = hashlib.sha256()
+    parts = [recipe.to_record(), data.describe(), keras.backend.backend(), versions(), name]
+    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
+    if not untrained:  # names that Keras numbers would differ from process to process
+        digest.update(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on: processor, cores, system, Python."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def check_layout(
+    out: Path, recipe: Recipe, seeds: Sequence[int], *, overwrite: bool = False
+) -> None:
+    """Refuse a folder in which these Runs could not be reported together with what it holds.
+
+    Raises SecateurError before any work, instead of a report that fails after hours of it.
+    """
+    inner = sorted(out.glob("*/run.json"))
+    if len(seeds) > 1 and (out / "run.json").exists():
+        raise SecateurError(
+            f"{out} holds a run of its own (run.json), beside which several seeds cannot be "
+            "reported; choose another --out"
+        )
+    if len(seeds) == 1 and inner:
+        raise SecateurError(
+            f"{out} holds the runs of several seeds ({inner[0].parent.name}, ...), beside which one "
+            "run cannot be reported; choose another --out"
+        )
+    wanted = {f"seed-{seed}" for seed in seeds}
+    for file in inner:
+        own = file.parent.name in wanted
+        found = (_read(file) or {}).get("recipe")
+        same = isinstance(found, dict) and {**found, "seed": 0} == {**recipe.to_record(), "seed": 0}
+        if not same and not (own and overwrite):
+            raise SecateurError(
+                f"{file.parent} holds a run of another recipe, which cannot be reported together "
+                f"with these; choose another --out, or {'--overwrite' if own else 'remove it'}"
+            )
+
+
+def plain(value: Any) -> Any:
+    """A record as JSON can hold it: NaN and infinity become None, NumPy's numbers Python's.
+
+    >>> plain({"loss": [0.5, float("inf")], "zeros": np.int64(3)})
+    {'loss': [0.5, None], 'zeros': 3}
+    """
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _own_files(path: Path) -> Iterator[str]:
+    """Names of the artifacts that the Run in a directory wrote, finished or not."""
+    manifest = _read(path / "manifest.json") or {}
+    if "fingerprint" not in manifest:  # of `secateur export`: no Run's
+        manifest = {}
+    rows = (_read(path / "run.json") or {}).get("rows")
+    begun = (_read(path / ".stages" / "begun.json") or {}).get("files")
+    for entry in [*_list(manifest.get("files")), *_list(rows), *_list(begun)]:
+        name = entry.get("path") if isinstance(entry, dict) else entry
+        # Never a path to somewhere else, whatever an edited file says.
+        if isinstance(name, str) and Path(name).name == name and (path / name).is_file():
+            yield name
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _whose(record: dict[str, Any]) -> str:
+    return f"{record.get('name')}, seed {record.get('seed')}"
 
 
 def _stage_record(stage: Stage) -> dict[str, Any]:

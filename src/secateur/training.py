@@ -12,6 +12,7 @@ import numpy as np
 
 from secateur.datasets import Data
 from secateur.errors import SecateurError
+from secateur.measurement import are_probabilities
 from secateur.project import release
 
 DECAYS = ("none", "cosine")
@@ -187,7 +188,7 @@ def final_activation(model: Any) -> str | None:
 def _are_probabilities(activation: str | None, outputs: np.ndarray) -> bool:
     if activation is not None:
         return activation == "softmax"
-    return bool((outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))
+    return are_probabilities(outputs)
 
 
 def _rows_are_one_hot(y: np.ndarray) -> bool:

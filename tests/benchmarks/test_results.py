@@ -111,6 +111,8 @@ def change_one_number(name: str, record: dict) -> None:
         record["lab"]["rows"]["pruned-dynamic"]["gzip_bytes"] += 1
         record["overhead"]["rows"]["lab-cnn-32"]["ratio"] = "9.99"
         record["targets"]["help_seconds"] = 9
+    elif name == "lab-tuning.json":
+        record["runs"][0]["accuracy"] += 0.01
     elif name == "step-overhead.json":
         record["rows"][0]["ratio"]["median"] += 0.01
     else:

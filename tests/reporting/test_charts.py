@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur.reporting import charts
@@ -12,6 +12,8 @@ finite = st.floats(-1e9, 1e9, allow_nan=False)
 
 
 @given(finite, finite)
+@example(0.0, -4e-305)
+@example(0.7, 0.7 + 1e-12)
 def test_ticks_cover_the_range_and_rise(a, b):
     low, high = min(a, b), max(a, b)
     marks = charts.ticks(low, high)

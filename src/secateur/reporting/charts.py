@@ -53,9 +53,10 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     [0.0, 0.1, 0.2, 0.3, 0.4]
     """
     # A range that floats cannot divide evenly is a point.
-    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-290):
-        middle, pad = low, abs(low) * 0.05 or 0.5
-        low, high = middle - pad, middle + pad
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-290):
+        pad = size * 0.05 if size > 1e-280 else 0.5
+        low, high = low - pad, high + pad
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough * 0.999)

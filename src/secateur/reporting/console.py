@@ -20,17 +20,17 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_cell(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, float):
-        percent = key in ("accuracy", "top5", "sparsity")
+        percent = key in ("accuracy", "label_accuracy", "top5", "sparsity")
         return f"{100 * value:.2f} %" if percent else f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
 
 
 def weights(found: dict[str, Any]) -> Table:
     """Every weight of an inspected model or file."""
-    title = (
-        f"{found['name']}: {found['parameters']:,} parameters ({found['trainable']:,} trainable, "
-        f"{found['non_trainable']:,} not), {100 * found['sparsity']:.2f} % zeros"
-    )
+    title = f"{found['name']}: {found['parameters']:,} parameters"
+    if found["trainable"] is not None:
+        title += f" ({found['trainable']:,} trainable, {found['non_trainable']:,} not)"
+    title += f", {100 * found['sparsity']:.2f} % zeros"
     if found["bytes"] is not None:
         title += f", {found['bytes']:,} bytes ({found['gzip_bytes']:,} gzipped)"
     table = Table(
@@ -55,11 +55,13 @@ def side_by_side(found: list[dict[str, Any]]) -> Table:
     """Two inspected models or files in numbers."""
     table = Table("", *[f["name"] for f in found])
     for key in ("parameters", "trainable", "non_trainable", "nonzero", "optimizer_elements"):
-        table.add_row(key.replace("_", " "), *[f"{f[key]:,}" for f in found])
+        table.add_row(key.replace("_", " "), *[_cell(key, f[key]) for f in found])
     table.add_row("zeros", *[f"{100 * f['sparsity']:.2f} %" for f in found])
     for key in ("bytes", "gzip_bytes"):
         values = [f[key] for f in found]
-        shown = [f"{v:,} ({v / 1e6:.3f} MB, {v / 2**20:.3f} MiB)" for v in values]
+        shown = [
+            "-" if v is None else f"{v:,} ({v / 1e6:.3f} MB, {v / 2**20:.3f} MiB)" for v in values
+        ]
         table.add_row(key.replace("_", " "), *shown)
     return table
 

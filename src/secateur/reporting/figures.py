@@ -120,7 +120,10 @@ def layers(run: Run) -> list[Json]:
 
 
 def curves(runs: Sequence[Run]) -> list[Json]:
-    """Prepare a chart for each metric of the training: the baseline, then its branches."""
+    """Prepare a chart for each metric of the training: each stage from where the one before it ended.
+
+    The dense control branches off at the end of the baseline.
+    """
     names = dict.fromkeys(
         key.removeprefix("val_")
         for run in runs
@@ -154,8 +157,9 @@ def curves(runs: Sequence[Run]) -> list[Json]:
 
 
 def sparsity_curve(run: Run) -> Json | None:
-    """Prepare the chart of the zeros over the steps of the stage that made them."""
-    stage = last_compressed(run) or {}
+    """Prepare the chart of the zeros over the steps of the last stage that made any."""
+    made = [stage for stage in run["stages"] if stage.get("sparsity_curve")]
+    stage = made[-1] if made else {}
     points = [
         (x, y)
         for pair in stage.get("sparsity_curve") or []
@@ -229,18 +233,20 @@ def shape_text(shape: Any) -> str:
 
 
 def _metric_lines(runs: Sequence[Run], key: str, dashed: bool = False) -> list[charts.Line]:
-    lines, stem = [], None
-    offset = 0
+    lines = []
+    ended: tuple[int, charts.Point | None] = (0, None)  # of the stage before: epochs, last point
+    baseline = ended
     for index, stage in enumerate(runs[0]["stages"]):
         series = [_history(run, index, key) for run in runs]
         length = min(len(one) for one in series)
+        offset, stem = baseline if stage["name"] == CONTROL else ended
         points, band = [], []
         for epoch in range(length):
             found = [value for one in series if (value := one[epoch]) is not None]
             if found:
                 points.append((float(offset + epoch + 1), fmean(found)))
                 band.append((float(offset + epoch + 1), min(found), max(found)))
-        joined = [stem] if stem and stage["name"] != BASELINE and points else []
+        joined = [stem] if stem and points else []
         if points:
             kind = "training" if dashed else "validation"
             lines.append(
@@ -253,8 +259,9 @@ def _metric_lines(runs: Sequence[Run], key: str, dashed: bool = False) -> list[c
                     joined=len(joined),
                 )
             )
-        if stage["name"] == BASELINE and points:
-            offset, stem = length, points[-1]
+        if points and stage["name"] != CONTROL:
+            ended = offset + length, points[-1]
+            baseline = ended if stage["name"] == BASELINE else baseline
     return lines
 
 

@@ -1,5 +1,6 @@
 """The HTML page of a report: one file that asks nothing of the network. Jinja2 is needed here alone."""
 
+import importlib.util
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,11 @@ FIGURE = re.compile(
     r"\d[\d.,]*(?:\s%)? (?:times )?(?:smaller|larger)|\d[\d.,]* times(?= raw)"
     r"|(?<!\w)[+\N{MINUS SIGN}]?\d+\.\d+(?: points|\s%)?(?= against)"
 )
+
+
+def html_available() -> bool:
+    """Return whether `write_html` has what it needs: Jinja2, which the extra `report` installs."""
+    return all(importlib.util.find_spec(name) for name in ("jinja2", "markupsafe"))
 
 
 def write_html(runs: Sequence[Run], path: str | Path) -> Path:

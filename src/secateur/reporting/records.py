@@ -1,6 +1,7 @@
 """Finding, reading and checking the run.json files that Runs leave on disk. Nothing is computed here."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ a run.json or a folder of Runs; fix: name the folder given to `secateur run ... 
 
 
 def check_runs(runs: Sequence[dict[str, Any]], places: Sequence[str] | None = None) -> None:
-    """Refuse Runs whose mean over seeds would mean nothing: other recipe, data or backend, same seed."""
+    """Refuse Runs whose mean over seeds would mean nothing: other recipe, data, model, backend, same seed."""
     if not runs:
         raise SecateurError("received no Run; expected at least one; fix: run a recipe first")
     names = list(places or [f"Run {index + 1}" for index in range(len(runs))])
@@ -143,13 +144,33 @@ def _differences(first: dict[str, Any], other: dict[str, Any]):
     for key in sorted({*first["recipe"], *other["recipe"]} - {"seed"}):
         if first["recipe"].get(key) != other["recipe"].get(key):
             yield f"recipe key {key!r}", first["recipe"].get(key), other["recipe"].get(key)
-    data = [(run.get("data") or {}).get("name") for run in (first, other)]
-    if data[0] != data[1]:
-        yield "data", *data
+    for part, keys in (
+        ("data", ("name", "sizes", "shape", "dtype", "sha256")),
+        ("model", ("name", "parameters")),
+    ):
+        facts = [run.get(part) or {} for run in (first, other)]
+        for key in keys:
+            one, two = (_unnumbered(fact.get(key)) for fact in facts)
+            if one != two:
+                yield f"{part} {key}", one, two
+    notes = [_seedless_notes(run) for run in (first, other)]  # scaling is told there alone
+    if notes[0] != notes[1]:
+        apart = [sorted(set(a) - set(b)) for a, b in (notes, notes[::-1])]
+        yield "data notes", *("; ".join(only) or "nothing" for only in apart)
     # Means over different sets of seeds, row by row, could not be compared with each other.
     row_names = [sorted(row["row"] for row in run["rows"]) for run in (first, other)]
     if row_names[0] != row_names[1]:
         yield "rows", *(", ".join(names) for names in row_names)
+
+
+def _unnumbered(fact: Any) -> Any:
+    """Keras numbers the names it gives within a process: one model built twice has two names."""
+    return re.sub(r"_\d+$", "", fact) if isinstance(fact, str) else fact
+
+
+def _seedless_notes(run: dict[str, Any]) -> list[str]:
+    notes = (run.get("data") or {}).get("notes") or []
+    return [re.sub(r"\bseed \d+", "seed", str(note)) for note in notes]
 
 
 def _parse_float(text: str) -> float | None:

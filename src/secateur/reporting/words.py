@@ -97,6 +97,8 @@ def checks(run: Run) -> list[Json]:
             for key, text in (("batch", "batch {}"), ("threads", "threads {}"), ("runs", "{} runs"))
             if finite(latency.get(key)) is not None
         ]
+        if "threads" in latency and latency["threads"] is None:
+            how.insert(1, "threads chosen by the backend")
         spread = DASH
         if low is not None and high is not None:
             spread = f"{duration(low / 1e6)} to {duration(high / 1e6)}"

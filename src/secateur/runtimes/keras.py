@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
             f"{path} could not be loaded ({one_line(error)}), expected a model that Keras saved; "
             "fix: register its own layers and import their module (--import), or save it again"
         ) from error
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import the modules that register a model's own layers; raises `SecateurError` in one line."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a user's module may raise anything
+            raise SecateurError(
+                f"--import {name}: {type(error).__name__}: {one_line(error)}; fix: name a module "
+                "that Python finds from here and that imports without an error"
+            ) from error
 
 
 def save_model(model: Any, path: Path) -> None:

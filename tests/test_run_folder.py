@@ -1,0 +1,144 @@
+"""What stands in a Run's directory after an interruption, a failure, and beside other Runs."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import pytest
+from keras import layers
+
+from secateur import pipeline
+from secateur.arrays.schedules import Schedule
+from secateur.datasets import load
+from secateur.errors import SecateurError
+from secateur.methods.prune import Prune
+from secateur.recipe import Export, Recipe
+from secateur.run_folder import check_layout
+from secateur.training import Train
+
+QUICK = Recipe(
+    steps=[Prune(sparsity=0.5, schedule=Schedule(shape="one-shot"))],
+    train=Train(epochs=1),
+    export=Export(formats=("keras",)),
+    control=False,
+    name="quick",
+)
+OTHER = replace(QUICK, name="other", export=Export(formats=("h5",)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", limit=100)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Untrained, which `run` below is told not to mind: nothing here is about accuracy."""
+    return keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+
+
+run = functools.partial(pipeline.run, allow_chance=True)
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_folder_with_another_unfinished_run_is_refused_and_can_be_overwritten(
+    model, digits, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, QUICK, digits, out)
+    assert (out / "baseline-keras.keras").exists()
+    with pytest.raises(SecateurError, match=r"unfinished run \(quick, seed 0\).*--overwrite"):
+        run(model, OTHER, digits, out)
+    (out / "mine.txt").write_text("not a run's")
+    done = run(model, OTHER, digits, out, overwrite=True)
+    assert {p.name for p in out.iterdir()} == {
+        *("run.json", "manifest.json", "recipe.toml", "mine.txt"),
+        *("baseline-h5.h5", "pruned-h5.h5"),
+    }
+    assert (done.model.layers[-1].get_weights()[0] == 0).mean() == 0.5
+
+
+def test_overwriting_a_finished_run_removes_its_files_and_no_others(model, digits, tmp_path):
+    out = tmp_path / "out"
+    run(model, QUICK, digits, out)
+    (out / "pruned-mine.keras").write_text("not a run's")
+    (tmp_path / "outside.keras").write_text("not a run's")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"].append({"path": "../outside.keras"})
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    run(model, OTHER, digits, out, overwrite=True)
+    assert (out / "pruned-mine.keras").exists() and (tmp_path / "outside.keras").exists()
+    assert not (out / "pruned-keras.keras").exists() and (out / "pruned-h5.h5").exists()
+
+
+def test_the_model_of_a_run_is_never_a_file_of_another(model, digits, tmp_path):
+    out = tmp_path / "out"
+    recipe = replace(QUICK, export=Export(formats=("float32",)))
+    done = run(model, recipe, digits, out)
+    keras.Sequential([keras.Input((8, 8)), layers.Flatten()]).save(out / "pruned-keras.keras")
+    with pytest.raises(SecateurError, match="add 'keras' to the recipe's formats"):
+        _ = done.model
+
+
+def test_a_run_that_fails_before_its_first_stage_does_not_block_the_folder(digits, tmp_path):
+    bad = replace(QUICK, train=Train(optimizer="none-such"))
+    with pytest.raises(SecateurError, match="none-such"):
+        pipeline.run("lenet-300-100", bad, digits, tmp_path / "out")
+    pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
+
+
+def test_a_damaged_stage_is_computed_again(model, digits, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, QUICK, digits, out)
+    weights = out / ".stages" / "baseline.npz"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    said = []
+    run(model, QUICK, digits, out, say=said.append)
+    assert not any("carried over" in text for text in said)
+
+
+def test_infinite_numbers_are_written_as_null(digits, tmp_path, monkeypatch):
+    def diverging(*args, **kwargs):
+        history = train(*args, **kwargs)
+        history.metrics["val_loss"] = [float("inf")] * history.epochs
+        return history
+
+    train = pipeline.train
+    monkeypatch.setattr(pipeline, "train", diverging)
+    done = pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
+    assert done.record["stages"][0]["history"]["val_loss"] == [None]
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == done.record
+
+
+def test_folders_that_could_not_be_reported_at_the_end_are_refused_at_the_start(tmp_path):
+    def put(name, recipe, seed):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        record = {"recipe": {**recipe.to_record(), "seed": seed}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        return tmp_path / Path(name).parts[0]
+
+    own = put("own", QUICK, 0)
+    check_layout(own, QUICK, [0])
+    with pytest.raises(SecateurError, match="own holds a run of its own"):
+        check_layout(own, QUICK, [0, 1])
+    for seed in (0, 1, 7):
+        several = put(f"several/seed-{seed}", QUICK, seed)
+    check_layout(several, QUICK, [0, 1, 2])
+    with pytest.raises(SecateurError, match="several holds the runs of several seeds"):
+        check_layout(several, QUICK, [0])
+    with pytest.raises(SecateurError, match="seed-0 holds a run of another recipe.*--overwrite"):
+        check_layout(several, OTHER, [0, 1])
+    with pytest.raises(SecateurError, match="seed-7 holds a run of another recipe.*remove"):
+        check_layout(several, OTHER, [0, 1], overwrite=True)
+    check_layout(tmp_path / "new", QUICK, [0, 1])
