@@ -176,7 +176,7 @@ def first_screen(records: Path) -> str:
             f"`secateur run lab --data mnist`: {headline(runs)}",
             _table(titles, cells),
             "MNIST, a 20,410-parameter CNN, 80 % zeros: the exercise everybody does by hand, beside the old "
-            "toolkit on the same data and budget. `control` is the dense network trained as long: without "
+            "toolkit on the same data, epochs and batches (the learning rate is our own). `control` is the dense network trained as long: without "
             "it, pruning seems to *raise* accuracy. More, with the targets and their sources: "
             "[docs/results.md](docs/results.md).",
             "",
