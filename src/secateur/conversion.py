@@ -60,7 +60,8 @@ def to_litert(
     if keras.backend.backend() == "tensorflow":
         return {format: convert(model, format) for format in formats}
     try:
-        with tempfile.TemporaryDirectory() as name:
+        # Saving a model imports TensorFlow where it is installed, whatever the backend.
+        with quiet(), tempfile.TemporaryDirectory() as name:
             return in_clean_process(model, formats, imports, Path(name))
     except OSError as error:
         raise SecateurError(
