@@ -14,7 +14,7 @@ from secateur.errors import SecateurError
 from secateur.plan import Plan
 from secateur.promises import Promise, check, require
 from secateur.recipe import Recipe, Step
-from secateur.training import History, Progress, compiled_loss, train
+from secateur.training import History, Progress, compiled_loss, random_states, train
 from secateur.weights import WeightTable, weight_table
 
 
@@ -184,7 +184,7 @@ def copy_model(model: Any) -> Any:
         if not copy.built:
             copy.build(model.input_shape)
         copy.set_weights(model.get_weights())
-        for mine, theirs in zip(_random_states(copy), _random_states(model), strict=False):
+        for mine, theirs in zip(random_states(copy), random_states(model), strict=False):
             mine.assign(theirs)  # Dropout's: not among the weights, and drawn anew by from_config
     except Exception as error:
         raise SecateurError(
@@ -192,11 +192,6 @@ def copy_model(model: Any) -> Any:
             f"({_first_line(error)}); pass inplace=True to compress the model itself"
         ) from error
     return copy
-
-
-def _random_states(model: Any) -> list[Any]:
-    weights = {id(w) for w in model.weights}
-    return [v for v in model.variables if id(v) not in weights]
 
 
 def check_promises(model: Any, promises: Sequence[Promise]) -> None:

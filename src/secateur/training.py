@@ -195,11 +195,15 @@ def _rows_are_one_hot(y: np.ndarray) -> bool:
     return bool(np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all())
 
 
-def _seed_layers(model: Any, seed: int) -> None:
-    """Dropout, noise and augmentation keep generators of their own, which no global seed reaches."""
+def random_states(model: Any) -> list[Any]:
+    """The generators that Dropout, noise and augmentation keep: variables, but not weights."""
     weights = {id(w) for w in model.weights}
-    states = [v for v in model.variables if id(v) not in weights]
-    for number, state in enumerate(states):
+    return [v for v in model.variables if id(v) not in weights]
+
+
+def _seed_layers(model: Any, seed: int) -> None:
+    """No global seed reaches the generators that layers keep of their own."""
+    for number, state in enumerate(random_states(model)):
         state.assign(np.array([1_000_003 * number + seed, 0]).astype(state.dtype))
 
 
