@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from secateur.errors import SecateurError
+from secateur.progress import live_progress
 
 app = typer.Typer(
     name="secateur",
@@ -111,7 +112,7 @@ def run(
         folder = out if seeds == 1 else out / f"seed-{number}"
         if seeds > 1:
             _out.print(f"[bold]seed {number}[/bold]")
-        with _progress() as (progress, say):
+        with live_progress(_err) as (progress, say):
             pipeline.run(
                 model,
                 loaded,
@@ -346,31 +347,6 @@ def _import_all(modules: list[str] | None) -> None:
     if modules and "" not in sys.path:
         sys.path.insert(0, "")
     import_modules(modules or ())
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str, int, int, str], None], Callable[[str], None]]]:
-    from rich import progress as parts
-
-    columns = (
-        parts.TextColumn("{task.description}"),
-        parts.BarColumn(),
-        parts.MofNCompleteColumn(),
-        parts.TimeRemainingColumn(),
-        parts.TextColumn("{task.fields[text]}"),
-    )
-    with parts.Progress(*columns, console=_err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(label: str, done: int, total: int, text: str) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total, text="")
-            bars.update(tasks[label], completed=done, text=text)
-
-        def say(text: str) -> None:
-            bars.console.print(text, highlight=False, markup=False)
-
-        yield progress, say
 
 
 def _show(
