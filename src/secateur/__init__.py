@@ -13,10 +13,14 @@ _HOMES = {
     "inspect": "secateur.inspection",
     "Select": "secateur.weights",
     "Schedule": "secateur.arrays.schedules",
+    "Rewind": "secateur.arrays.schedules",
     "Prune": "secateur.methods.prune",
+    "RigL": "secateur.methods.rigl",
     "KeepZeros": "secateur.methods.keep_zeros",
     "FineTune": "secateur.methods.fine_tune",
+    "TrainingLoop": "secateur.project",
     "Train": "secateur.training",
+    "reestimate_batchnorm": "secateur.training",
     "Export": "secateur.recipe",
     "Step": "secateur.recipe",
     "Recipe": "secateur.recipe",
@@ -38,10 +42,14 @@ __all__ = [  # noqa: RUF022
     "inspect",
     "Select",
     "Schedule",
+    "Rewind",
     "Prune",
+    "RigL",
     "KeepZeros",
     "FineTune",
+    "TrainingLoop",
     "Train",
+    "reestimate_batchnorm",
     "Export",
     "Step",
     "Recipe",
@@ -56,7 +64,7 @@ __all__ = [  # noqa: RUF022
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from secateur.arrays.schedules import Schedule
+    from secateur.arrays.schedules import Rewind, Schedule
     from secateur.compression import compress
     from secateur.datasets import Data
     from secateur.datasets import load as load_data
@@ -67,10 +75,12 @@ if TYPE_CHECKING:
     from secateur.methods.fine_tune import FineTune
     from secateur.methods.keep_zeros import KeepZeros
     from secateur.methods.prune import Prune
+    from secateur.methods.rigl import RigL
     from secateur.pipeline import Run, run
+    from secateur.project import TrainingLoop
     from secateur.promises import Promise
     from secateur.recipe import Export, Recipe, Step
-    from secateur.training import Train
+    from secateur.training import Train, reestimate_batchnorm
     from secateur.weights import Select
 
 

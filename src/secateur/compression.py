@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,25 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur.arrays.schedules import Rewind
+from secateur.capture import batches_of
 from secateur.datasets import Data, fit_to, load
 from secateur.errors import SecateurError
+from secateur.methods.keep_zeros import KeepZeros
 from secateur.plan import Plan
 from secateur.promises import Promise, check, require
-from secateur.recipe import Recipe, Step
-from secateur.training import History, Progress, compiled_loss, random_states, train
+from secateur.recipe import Recipe
+from secateur.training import (
+    History,
+    Progress,
+    Snapshot,
+    Train,
+    compiled_loss,
+    infer_loss,
+    random_states,
+    reestimate_batchnorm,
+    train,
+)
 from secateur.weights import WeightTable, weight_table
 
 
@@ -29,6 +43,7 @@ class Stage:
     history: History | None = None
     curve: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    early: Snapshot | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +83,25 @@ def compress(
         if getattr(model, "inputs", None) and len(model.inputs) == len(model.outputs) == 1:
             data = fit_to(data, model.input_shape[1:], model.output_shape[1:])
     loss = compiled_loss(model)
+    require_early_points(recipe, trained_before=False)
     before = model.get_weights() if inplace else None
     try:
         current = model if inplace else copy_model(model)
-        promises: tuple[Promise, ...] = ()
-        stages = []
-        for number, (name, step) in enumerate(zip(recipe.stage_names(), recipe.steps, strict=True)):
-            stage = run_step(
-                current,
-                step,
-                recipe,
-                data,
-                name=name,
-                number=number,
-                promises=promises,
-                loss=loss,
-                progress=progress,
+        stages: list[Stage] = []
+        for number, name in enumerate(recipe.stage_names()):
+            stages.append(
+                run_step(
+                    current,
+                    recipe,
+                    number,
+                    data,
+                    name=name,
+                    before=stages[-1] if stages else None,
+                    loss=loss,
+                    progress=progress,
+                )
             )
-            promises = stage.promises
-            stages.append(stage)
+        promises = stages[-1].promises if stages else ()
     except BaseException:
         if before is not None:
             model.set_weights(before)
@@ -98,39 +113,58 @@ def compress(
 
 def run_step(
     model: Any,
-    step: Step,
     recipe: Recipe,
+    number: int,
     data: Data | None,
     *,
     name: str,
-    number: int,
-    promises: tuple[Promise, ...] = (),
+    before: Stage | None = None,
     loss: Any = None,
     progress: Progress | None = None,
 ) -> Stage:
-    """Carry out one step on `model` in place, then check every promise made so far."""
+    """Carry out step `number` of a recipe on `model` in place, then check every promise so far.
+
+    before: the stage it starts from. BatchNorm statistics are taken anew where weights before
+    them changed.
+    """
+    step = recipe.steps[number]
     method, settings = step.method, recipe.train_of(step)
+    promises = () if before is None else before.promises
     zeros = {p.path: p.value for p in promises if p.kind == "zeros"}
-    history, curve, notes = None, (), ()
-    masks: Mapping[str, np.ndarray] = {}
+    samples = _samples(method, data)
     if settings.epochs and data is not None:
-        callback = method.callback(seed=recipe.seed, zeros=zeros)
-        history = train(
-            model,
-            data,
-            settings,
+        work = _Training(
+            model=model,
+            data=data,
+            settings=settings,
             seed=step_seed(recipe.seed, number),
             loss=None if settings.loss else loss,
-            callbacks=[] if callback is None else [callback],
             progress=progress,
             label=name,
         )
-        if callback is not None:
-            masks, curve, notes = callback.masks, tuple(callback.curve), tuple(callback.notes)
+        early = snapshot_for(recipe, number + 1)
+        if getattr(method, "rewind", None):
+            start = None if before is None else before.early
+            masks, history, curve = _rounds(method, work, recipe.seed, zeros, start, samples)
+            notes: tuple[str, ...] = ()
+        else:
+            callback = method.callback(seed=recipe.seed, zeros=zeros, data=samples)
+            history = work([callback], early)
+            masks, curve, notes = {}, (), ()
+            if callback is not None:
+                masks, curve, notes = callback.masks, tuple(callback.curve), tuple(callback.notes)
     else:
-        masks = method.apply(model, seed=recipe.seed, zeros=zeros)
+        history, early, curve, notes = None, None, (), ()
+        masks = method.apply(
+            model,
+            seed=recipe.seed,
+            zeros=zeros,
+            data=samples,
+            loss=_loss_for(model, loss, settings, samples),
+        )
     if "zeros" in method.makes:
         promises = _with_zeros(promises, masks, weight_table(model))
+    settle_batchnorm(model, recipe, settings, data)
     check_promises(model, promises)
     return Stage(
         name=name,
@@ -140,7 +174,120 @@ def run_step(
         history=history,
         curve=curve,
         notes=notes,
+        early=early,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """One step's training, to be done once or in rounds."""
+
+    model: Any
+    data: Data
+    settings: Train
+    seed: int
+    loss: Any
+    progress: Progress | None
+    label: str
+
+    def __call__(
+        self, callbacks: Sequence[Any], early: Snapshot | None, start: Snapshot | None = None
+    ) -> History:
+        return train(
+            self.model,
+            self.data,
+            self.settings,
+            seed=self.seed,
+            loss=self.loss,
+            callbacks=[c for c in (*callbacks, early) if c is not None],
+            start=start,
+            progress=self.progress,
+            label=self.label,
+        )
+
+
+def _rounds(
+    method: Any,
+    work: _Training,
+    seed: int,
+    zeros: Mapping[str, np.ndarray],
+    early: Snapshot | None,
+    samples: Any,
+) -> tuple[dict[str, np.ndarray], History, tuple[tuple[int, float], ...]]:
+    """Prune, rewind, train; each round a little sparser: masks, history, curve of (step, sparsity)."""
+    if early is None:
+        raise SecateurError("no early point to rewind to")
+    rewind: Rewind = method.rewind
+    histories: list[History] = []
+    curve = []
+    masks: dict[str, np.ndarray] = {}
+    for sparsity in rewind.sparsities(method.final):
+        held = {**zeros, **{path: ~keep for path, keep in masks.items()}}
+        once = dataclasses.replace(method, sparsity=sparsity, rewind=None)
+        loss = _loss_for(work.model, work.loss, work.settings, samples)
+        masks = once.apply(work.model, seed=seed, zeros=held, data=samples, loss=loss)
+        curve.append((sum(h.steps for h in histories), sparsity))
+        held = {**zeros, **{path: ~keep for path, keep in masks.items()}}
+        histories.append(work([KeepZeros().callback(zeros=held)], None, early))
+    return masks, _joined(histories), tuple(curve)
+
+
+def snapshot_for(recipe: Recipe, number: int) -> Snapshot | None:
+    """What the training before step `number` must remember, when that step rewinds."""
+    rewind = (
+        getattr(recipe.steps[number].method, "rewind", None) if number < len(recipe.steps) else None
+    )
+    return None if rewind is None else Snapshot(rewind.to)
+
+
+def require_early_points(recipe: Recipe, *, trained_before: bool) -> None:
+    """Refuse a step that rewinds where no training before it could remember an early point."""
+    for number, step in enumerate(recipe.steps):
+        rewind = getattr(step.method, "rewind", None)
+        if rewind is None:
+            continue
+        earlier = recipe.train_of(recipe.steps[number - 1]) if number else recipe.train
+        if not number and not trained_before:
+            raise SecateurError(
+                f"step {number + 1} ({step.method.kind}) rewinds to epoch {rewind.to:g} of the training "
+                "before it, and there is none: put a fine-tune step, the dense training, before it, or "
+                "run a built-in model, whose training belongs to the run"
+            )
+        if rewind.to >= min(earlier.epochs, recipe.train_of(step).epochs):
+            raise SecateurError(
+                f"step {number + 1} ({step.method.kind}) rewinds to epoch {rewind.to:g}, but the "
+                f"training before it has {earlier.epochs} and its own {recipe.train_of(step).epochs}; "
+                "rewind to an earlier point, or train longer"
+            )
+
+
+def settle_batchnorm(model: Any, recipe: Recipe, settings: Train, data: Data | None) -> None:
+    """Take BatchNorm statistics anew behind the first weight that the recipe changes."""
+    if settings.batchnorm != "re-estimate" or data is None or data.train is None:
+        return
+    pruned = {
+        path
+        for step in recipe.steps
+        if "zeros" in step.method.makes
+        for path in step.method.plan(weight_table(model)).changed
+    }
+    first = next((w.path for w in weight_table(model) if w.path in pruned), None)
+    if first is not None:
+        reestimate_batchnorm(model, data.train.x, after=first)
+
+
+def _samples(method: Any, data: Data | None) -> Any:
+    """Training batches for methods that look at gradients or activations."""
+    if data is None or data.train is None or not getattr(method, "needs_data", False):
+        return None
+    return batches_of(data.train.x, data.train.y)
+
+
+def _loss_for(model: Any, loss: Any, settings: Train, samples: Any) -> Any:
+    """The loss of a step that acts without training: named, compiled, else inferred."""
+    if settings.loss or loss is not None or not samples or samples[0][1] is None:
+        return settings.loss or loss
+    return infer_loss(model, *samples[0])
 
 
 def train_control(
@@ -159,6 +306,7 @@ def train_control(
     for number, step in enumerate(recipe.steps):
         settings = recipe.train_of(step)
         if settings.epochs:
+            settings = dataclasses.replace(settings, epochs=recipe.epochs_of(step))
             histories.append(
                 train(
                     model,
@@ -170,6 +318,7 @@ def train_control(
                     label="control",
                 )
             )
+            settle_batchnorm(model, recipe, settings, data)
     history = _joined(histories) if histories else None
     return Stage(name="control", method="control", model=model, history=history)
 

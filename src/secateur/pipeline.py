@@ -23,7 +23,14 @@ from rich.console import Console
 
 from secateur import datasets, reporting, zoo
 from secateur.artifact import FORMATS, Artifact, versions, write_atomically, write_manifest
-from secateur.compression import Stage, copy_model, run_step, train_control
+from secateur.compression import (
+    Stage,
+    copy_model,
+    require_early_points,
+    run_step,
+    snapshot_for,
+    train_control,
+)
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
@@ -116,6 +123,7 @@ def run(
     _require_packages(recipe.export.formats)
     loaded = _data(data, recipe)
     source, name, untrained = resolve_model(model, recipe, loaded)
+    require_early_points(recipe, trained_before=untrained)
     taken, given = _ends(source)
     loaded = datasets.fit_to(loaded, taken, given)
     plan = recipe.plan(source)
@@ -211,18 +219,17 @@ class _Work:
             _introduce(baseline.model, self.data, self.say, may_be_chance=True)
         artifacts = self._export(baseline, formats)
         last = baseline
-        for number, (name, step) in enumerate(zip(recipe.stage_names(), recipe.steps, strict=True)):
+        for number, name in enumerate(recipe.stage_names()):
             previous = last
 
-            def act(model: Any, step=step, name=name, number=number, before=previous) -> Stage:
+            def act(model: Any, name=name, number=number, before=previous) -> Stage:
                 return run_step(
                     model,
-                    step,
                     recipe,
+                    number,
                     self.data,
                     name=name,
-                    number=number,
-                    promises=before.promises,
+                    before=before,
                     loss=self.loss,
                     progress=self.progress,
                 )
@@ -253,17 +260,18 @@ class _Work:
         return stage
 
     def _baseline(self, model: Any, train_first: bool) -> Stage:
-        history = None
+        history, early = None, snapshot_for(self.recipe, 0)
         if train_first:
             history = train(
                 model,
                 self.data,
                 self.recipe.train,
                 seed=1000 * self.recipe.seed,
+                callbacks=[] if early is None else [early],
                 progress=self.progress,
                 label="baseline",
             )
-        return Stage(name="baseline", method="train", model=model, history=history)
+        return Stage(name="baseline", method="train", model=model, history=history, early=early)
 
     def _export(self, stage: Stage, formats: Sequence[str]) -> list[Artifact]:
         split = self.data.validation or self.data.train

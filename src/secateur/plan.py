@@ -94,17 +94,30 @@ class Method(Protocol):
         """
         ...
 
-    def callback(self, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None) -> Any:
+    def callback(
+        self,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+    ) -> Any:
         """A Keras callback that acts during `fit`; None where plain training is all there is.
 
         Afterwards it has `masks` (path -> True = kept), `curve` (step, sparsity) and `notes`.
 
-        zeros: path -> bool array, True where an earlier step promised a zero.
+        zeros: path -> bool array, True where an earlier step promised a zero. data: training
+        samples (x, y) or a list of batches, for methods that look at gradients or activations.
         """
         ...
 
     def apply(
-        self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+        loss: Any = None,
     ) -> dict[str, np.ndarray]:
         """Act at once on the model's weights, without training; path -> mask, True = kept."""
         ...

@@ -22,19 +22,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import tomli_w
 
-from secateur.arrays.schedules import Schedule
+from secateur.arrays.schedules import Rewind, Schedule
 from secateur.artifact import FORMATS
 from secateur.errors import SecateurError, nearest
 from secateur.methods.fine_tune import FineTune
 from secateur.methods.keep_zeros import KeepZeros
 from secateur.methods.prune import Prune
+from secateur.methods.rigl import RigL
 from secateur.plan import Change, Method, Plan
 from secateur.recipes import builtin_recipes
 from secateur.training import Train
 from secateur.weights import Select, weight_table
 
-METHODS: dict[str, type] = {m.kind: m for m in (Prune, KeepZeros, FineTune)}
-_NESTED: dict[str, type] = {"schedule": Schedule, "select": Select}
+METHODS: dict[str, type] = {m.kind: m for m in (Prune, RigL, KeepZeros, FineTune)}
+_NESTED: dict[str, type] = {"schedule": Schedule, "select": Select, "rewind": Rewind}
 # What a recipe file can hold as one value: its test, and its name in a message.
 _SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
@@ -118,6 +119,11 @@ class Recipe:
     def train_of(self, step: Step) -> Train:
         """How a step trains."""
         return step.train or self.train
+
+    def epochs_of(self, step: Step) -> int:
+        """Epochs that a step trains in all, rounds included."""
+        epochs, rewind = self.train_of(step).epochs, getattr(step.method, "rewind", None)
+        return epochs if rewind is None else rewind.rounds * (epochs - int(rewind.to))
 
     def stage_names(self) -> tuple[str, ...]:
         """A name for the result of each step: `pruned`, `tuned`, `pruned-2`, ..."""

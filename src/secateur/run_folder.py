@@ -30,7 +30,7 @@ from secateur.errors import SecateurError
 from secateur.inspection import weight_records
 from secateur.promises import Promise
 from secateur.recipe import Recipe
-from secateur.training import History
+from secateur.training import History, Snapshot
 from secateur.weights import weight_table
 
 
@@ -99,10 +99,9 @@ class RunFolder:
         if found is None or found.get("fingerprint") != self.fingerprint:
             return None
         try:
-            # Opened here: of a damaged file np.load itself leaves the handle open.
-            with (self._stages / f"{name}.npz").open("rb") as file, np.load(file) as weights:
-                model.set_weights([weights[key] for key in weights.files])
+            model.set_weights(self._read_arrays(f"{name}.npz"))
             promises = tuple(Promise.from_record(p) for p in found["promises"])
+            early = self._early(name, found.get("early"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None  # damaged: it is computed again
         record = found["stage"]
@@ -123,24 +122,46 @@ class RunFolder:
             history=history,
             curve=tuple((s, v) for s, v in record["sparsity_curve"]),
             notes=tuple(record["notes"]),
+            early=early,
         )
 
     def keep(self, stage: Stage) -> None:
         """Write a finished stage: weights first, then the record that makes them count."""
         record = plain(_stage_record(stage))
         self.records.append(record)
-        with staged(self._stages / f"{stage.name}.npz") as temporary:
-            # Not a positional list: np.savez names those arr_0 ... in an order of its own.
-            values = {f"{i:06d}": w for i, w in enumerate(stage.model.get_weights())}
-            np.savez(temporary, **values)
+        self._write_arrays(f"{stage.name}.npz", stage.model.get_weights())
+        early = stage.early
+        if early is not None:
+            self._write_arrays(f"{stage.name}-early.npz", early.weights or ())
+            self._write_arrays(f"{stage.name}-early-optimizer.npz", early.optimizer or ())
         write_json_atomically(
             self._stages / f"{stage.name}.json",
             {
                 "fingerprint": self.fingerprint,
                 "stage": record,
                 "promises": [p.to_record() for p in stage.promises],
+                "early": None if early is None else early.epoch,
             },
         )
+
+    def _write_arrays(self, name: str, arrays: Iterable[np.ndarray]) -> None:
+        with staged(self._stages / name) as temporary:
+            # Not a positional list: np.savez names those arr_0 ... in an order of its own.
+            named: dict[str, Any] = {f"{i:06d}": array for i, array in enumerate(arrays)}
+            np.savez(temporary, **named)
+
+    def _early(self, name: str, epoch: float | None) -> Snapshot | None:
+        if epoch is None:
+            return None
+        early = Snapshot(epoch)
+        early.weights = self._read_arrays(f"{name}-early.npz")
+        early.optimizer = self._read_arrays(f"{name}-early-optimizer.npz")
+        return early
+
+    def _read_arrays(self, name: str) -> list[np.ndarray]:
+        # Opened here: of a damaged file np.load itself leaves the handle open.
+        with (self._stages / name).open("rb") as file, np.load(file) as arrays:
+            return [arrays[key] for key in arrays.files]
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json` and return what it says; what only served to carry the Run on goes."""

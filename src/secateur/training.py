@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur.capture import without_gradients
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.measurement import are_probabilities
 from secateur.project import release
+from secateur.weights import weight_table
 
 DECAYS = ("none", "cosine")
+BATCHNORM = ("re-estimate", "keep")
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -26,10 +30,11 @@ class Train:
     optimizer: a Keras name ("adam", "sgd", ...). learning_rate: None takes the optimizer's own.
     decay: "none", or "cosine" to zero over the training. batch_size in samples, epochs whole
     passes (0: no training). loss: a Keras name; None takes the compiled one, else infers it.
+    batchnorm: "re-estimate" its statistics after a step that pruned, or "keep" those of training.
     "auto" means None, which TOML cannot write.
 
-    >>> Train(epochs=2, batch_size=128)  # doctest: +NORMALIZE_WHITESPACE
-    Train(optimizer='adam', learning_rate=None, decay='none', batch_size=128, epochs=2, loss=None)
+    >>> Train(epochs=2, learning_rate="auto").learning_rate is None
+    True
     """
 
     optimizer: str = "adam"
@@ -38,15 +43,17 @@ class Train:
     batch_size: int = 32
     epochs: int = 1
     loss: str | None = None
+    batchnorm: str = "re-estimate"
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "loss"):
             if getattr(self, name) == "auto":
                 object.__setattr__(self, name, None)
-        if self.decay not in DECAYS:
-            raise SecateurError(
-                f"decay {self.decay!r} received, expected one of {', '.join(DECAYS)}"
-            )
+        for name, known in (("decay", DECAYS), ("batchnorm", BATCHNORM)):
+            if getattr(self, name) not in known:
+                raise SecateurError(
+                    f"{name} {getattr(self, name)!r} received, expected one of {', '.join(known)}"
+                )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise SecateurError(
                 f"learning_rate {self.learning_rate!r} received, expected a number above 0, as 0.001"
@@ -69,6 +76,47 @@ class History:
     seconds: float
 
 
+class Snapshot(keras.callbacks.Callback):
+    """Weights and optimizer as they are after `epoch` epochs of a training (a fraction counts steps).
+
+    weights, optimizer: lists of arrays, None until that point is reached.
+    """
+
+    def __init__(self, epoch: float = 0.0):
+        super().__init__()
+        self.epoch = epoch
+        self.weights: list[np.ndarray] | None = None
+        self.optimizer: list[np.ndarray] | None = None
+        self._done = 0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Take it before the step that follows the point."""
+        if self.weights is None and self._done >= int(self.epoch * self.params["steps"] + 0.5):
+            self.take(self.model)
+        self._done += 1
+
+    def take(self, model: Any) -> None:
+        """Take it now."""
+        self.weights = model.get_weights()
+        variables = model.optimizer.variables
+        self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in variables]
+
+    def restore(self, model: Any) -> None:
+        """Put weights and, where it is the same optimizer, its state back into a compiled model."""
+        if self.weights is None or self.optimizer is None:
+            raise SecateurError(
+                f"the training before ended before epoch {self.epoch:g}, to which it should be "
+                "rewound; rewind to an earlier point, or train longer"
+            )
+        model.set_weights(self.weights)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        variables = model.optimizer.variables
+        if [tuple(v.shape) for v in variables] == [v.shape for v in self.optimizer]:
+            for variable, value in zip(variables, self.optimizer, strict=True):
+                variable.assign(value)
+
+
 def train(
     model: Any,
     data: Data,
@@ -77,12 +125,14 @@ def train(
     seed: int,
     loss: Any = None,
     callbacks: Sequence[Any] = (),
+    start: Snapshot | None = None,
     progress: Progress | None = None,
     label: str = "train",
 ) -> History:
     """Train `model` in place on `data.train`, watching `data.validation`.
 
     The seed decides initial optimizer state, dropout and shuffling. loss: overrides the settings.
+    start: weights, optimizer and epoch to go on from.
     Raises SecateurError without labels, for an unknown optimizer, or when the loss becomes NaN.
     After Ctrl-C the weights are those of the last finished step and nothing stays attached.
     """
@@ -98,22 +148,27 @@ def train(
         )
     keras.utils.set_random_seed(seed)
     _seed_layers(model, seed)
-    steps = -(-len(split) // settings.batch_size) * settings.epochs
+    steps_per_epoch = -(-len(split) // settings.batch_size)
+    steps = steps_per_epoch * settings.epochs
+    first = 0 if start is None else int(start.epoch)
     loss = loss if loss is not None else _named_loss(settings.loss)
     loss = loss if loss is not None else infer_loss(model, split.x, split.y)
     # Compiling anew also drops a training step that was traced with other callbacks.
     model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
+    if start is not None:
+        start.restore(model)
     watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
     if progress is not None:
-        watch.append(_Reporter(progress, label, steps))
+        watch.append(_Reporter(progress, label, steps - first * steps_per_epoch))
     validation = data.validation
-    start = time.perf_counter()
+    begun = time.perf_counter()
     try:
         history = model.fit(
             split.x,
             split.y,
             batch_size=settings.batch_size,
             epochs=settings.epochs,
+            initial_epoch=first,
             shuffle=True,
             validation_data=None if validation is None else (validation.x, validation.y),
             validation_batch_size=500,
@@ -122,14 +177,74 @@ def train(
         )
     finally:
         release(model.optimizer)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - begun
     metrics = {name: [float(v) for v in values] for name, values in history.history.items()}
     if not np.isfinite(metrics.get("loss", [0.0])).all():
         raise SecateurError(
             f"the loss became NaN while training {model.name!r} ({settings}); "
             "lower learning_rate, or scale the inputs"
         )
-    return History(metrics=metrics, epochs=settings.epochs, steps=steps, seconds=seconds)
+    epochs = settings.epochs - first
+    return History(metrics=metrics, epochs=epochs, steps=epochs * steps_per_epoch, seconds=seconds)
+
+
+def reestimate_batchnorm(
+    model: Any,
+    x: np.ndarray,
+    *,
+    batch_size: int = 64,
+    batches: int = 40,
+    after: str | None = None,
+) -> int:
+    """Take the statistics of BatchNorm layers anew from inputs `x`; the number of layers.
+
+    Pruned weights give other activations than those the moving averages describe. Each layer's
+    become the mean over `batches` batches of training inputs, frozen layers' too; no weight is
+    trained and nothing else (Dropout) leaves inference mode. after: path of a weight; layers before
+    it keep theirs.
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="bn")])
+    >>> reestimate_batchnorm(model, np.full((8, 3), 5.0, "float32"))
+    1
+    >>> float(model.layers[0].moving_mean[0])
+    5.0
+    """
+    layers = _batchnorms(model, after)
+    momenta, frozen = (
+        [layer.momentum for layer in layers],
+        [not layer.trainable for layer in layers],
+    )
+    if not layers:
+        return 0
+    try:
+        for layer in layers:
+            layer.trainable = True  # a frozen one does not update, whatever it is called with
+            layer.__dict__["call"] = functools.partial(_call_in_training, layer.call)
+        with without_gradients():
+            for number, begin in enumerate(range(0, min(len(x), batch_size * batches), batch_size)):
+                for layer in layers:
+                    layer.momentum = number / (number + 1)  # the running mean of all batches
+                model(x[begin : begin + batch_size], training=False)
+    finally:
+        for layer, momentum, was_frozen in zip(layers, momenta, frozen, strict=True):
+            layer.__dict__.pop("call", None)
+            layer.momentum = momentum
+            layer.trainable = not was_frozen
+    return len(layers)
+
+
+def _batchnorms(model: Any, after: str | None) -> list[Any]:
+    found: dict[int, Any] = {}
+    reached = after is None
+    for weight in weight_table(model):
+        reached = reached or weight.path == after
+        if reached and isinstance(weight.owner, keras.layers.BatchNormalization):
+            found.setdefault(id(weight.owner), weight.owner)
+    return list(found.values())
+
+
+def _call_in_training(call: Callable, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    return call(inputs, training=True, **kwargs)
 
 
 def compiled_loss(model: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from secateur.arrays.layout import Axes
 from secateur.errors import SecateurError, nearest
 
 ROLES = ("kernel", "embedding", "bias", "norm", "other")
@@ -19,7 +20,12 @@ ROLES = ("kernel", "embedding", "bias", "norm", "other")
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One variable of a model: where it is, what part it plays, and the variable itself."""
+    """One variable of a model: where it is, what part it plays, and the variable itself.
+
+    layer: path of the layer in its model; owner: the innermost layer that computes with the
+    variable (the cell of an LSTM, the query projection of an attention layer). axes: which of its
+    axes run over inputs and over outputs.
+    """
 
     path: str
     layer: str
@@ -28,6 +34,8 @@ class Weight:
     shape: tuple[int, ...]
     trainable: bool
     output: bool
+    axes: Axes
+    owner: Any = field(repr=False, compare=False)
     variable: Any = field(repr=False, compare=False)
 
     @property
@@ -43,6 +51,15 @@ class Weight:
         import keras
 
         return keras.ops.convert_to_numpy(self.variable.value)
+
+    def require_finite(self) -> None:
+        """Refuse a weight that holds NaN or infinity: no score of it would mean anything."""
+        import numpy as np
+
+        if not np.isfinite(self.read()).all():
+            raise SecateurError(
+                f"{self.path} {self.shape} holds NaN or infinity before training; load a sound model"
+            )
 
 
 class WeightTable:
@@ -88,19 +105,23 @@ def weight_table(model: Any) -> WeightTable:
     rows: dict[int, Weight] = {}
     taken: set[str] = set()
     for prefix, layer in _layers(model):
+        owners = _owners(layer)
         for variable in layer.variables:
             if id(variable) in rows or _is_rng_state(variable):
                 continue
             name = _name_within(layer, variable)
+            owner = owners.get(id(variable), layer)
             path = _unique(f"{prefix}{layer.name}/{name}", taken)
             rows[id(variable)] = Weight(
                 path=path,
                 layer=prefix + layer.name,
                 layer_class=type(layer).__name__,
-                role=_role(variable.name),
+                role="kernel" if _is_declared(owner, variable) else _role(variable.name),
                 shape=tuple(variable.shape),
-                trainable=bool(variable.trainable and layer.trainable),
+                trainable=bool(variable.trainable and layer.trainable and owner.trainable),
                 output=id(variable) in outputs,
+                axes=_axes(owner, variable.name, len(variable.shape)),
+                owner=owner,
                 variable=variable,
             )
     return WeightTable(rows.values())
@@ -111,20 +132,23 @@ class Select:
     """Which weights a method may touch; a selection that matches nothing is refused.
 
     include, exclude: layer or weight names or globs (`conv*`, `head/kernel`); exclude wins.
-    roles: parts played by the weight (`kernel`, `embedding`, `bias`, `norm`, `other`).
+    roles: parts played by the weight (`kernel`, `embedding`, `bias`, `norm`, `other`). A layer of
+    your own declares its kernels by a method `get_prunable_weights()` that returns the variables.
     classes: layer classes (`Dense`); empty means any.
     output: False leaves the output layer out. min_size: smaller weights are left out.
+    frozen: True takes weights that are not trainable too; no training can repair those.
 
-    >>> Select(include=("conv*",), output=False)
-    Select(include=('conv*',), exclude=(), roles=('kernel',), classes=(), output=False, min_size=1)
+    >>> Select(include=("conv*",), output=False).include
+    ('conv*',)
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ("kernel",)
+    roles: tuple[str, ...] = ("kernel", "embedding")
     classes: tuple[str, ...] = ()
     output: bool = True
     min_size: int = 1
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "roles", "classes"):
@@ -153,13 +177,13 @@ class Select:
         names = (w.path, w.layer, w.layer.rsplit("/", 1)[-1])
         if w.role not in self.roles:
             return f"role {w.role} is not selected"
-        if not w.trainable:
+        if not w.trainable and not self.frozen:
             return "frozen"
         if _matches(names, self.exclude):
             return "excluded"
         if not _matches(names, self.include):
             return "not included"
-        if self.classes and w.layer_class not in self.classes:
+        if self.classes and not {w.layer_class, type(w.owner).__name__} & set(self.classes):
             return f"class {w.layer_class} is not selected"
         if not self.output and w.output:
             return "output layer"
@@ -174,7 +198,7 @@ class Select:
                 raise SecateurError(
                     f"{pattern!r} matches no layer or weight; {nearest(pattern, names)}"
                 )
-        classes = {w.layer_class for w in table}
+        classes = {name for w in table for name in (w.layer_class, type(w.owner).__name__)}
         for wanted in self.classes:
             if wanted not in classes:
                 raise SecateurError(f"no layer of class {wanted!r}; {nearest(wanted, classes)}")
@@ -245,6 +269,44 @@ def _role(name: str) -> str:
     if name in ("gamma", "beta", "moving_mean", "moving_variance", "scale"):
         return "norm"
     return "other"
+
+
+def _is_declared(owner: Any, variable: Any) -> bool:
+    declare = getattr(owner, "get_prunable_weights", None)
+    return declare is not None and any(v is variable for v in declare())
+
+
+def _owners(layer: Any) -> dict[int, Any]:
+    """Identity of a variable -> the innermost layer that holds it."""
+    return {
+        id(variable): part
+        for part in layer._flatten_layers()
+        for variable in (*part._trainable_variables, *part._non_trainable_variables)
+    }
+
+
+def _axes(owner: Any, name: str, rank: int) -> Axes:
+    """Which axes of a kernel run over inputs and outputs, by the layer's class."""
+    kind = type(owner).__name__
+    ancestors = {cls.__name__ for cls in type(owner).__mro__}
+    if rank < 2:
+        return Axes(inputs=(), outputs=tuple(range(rank)))
+    if "EinsumDense" in ancestors and name == "kernel":
+        return _einsum_axes(owner.equation, rank)
+    if "BaseDepthwiseConv" in ancestors or name == "depthwise_kernel":
+        return Axes(inputs=(), outputs=(rank - 2, rank - 1))
+    if "BaseConvTranspose" in ancestors or kind.endswith("Transpose"):
+        return Axes(inputs=(rank - 1,), outputs=(rank - 2,))
+    return Axes(inputs=(rank - 2,), outputs=(rank - 1,))
+
+
+def _einsum_axes(equation: str, rank: int) -> Axes:
+    """`abc,cde->abde`: the kernel's letters that are summed over are inputs, c; d and e outputs."""
+    sides, result = equation.replace("...", "").split("->")
+    inputs, kernel = sides.split(",")
+    summed = tuple(i for i in range(rank) if kernel[i] in inputs and kernel[i] not in result)
+    made = tuple(i for i in range(rank) if kernel[i] in result and kernel[i] not in inputs)
+    return Axes(inputs=summed, outputs=made)
 
 
 def _is_rng_state(variable: Any) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from secateur.arrays.schedules import Schedule
+from secateur.arrays.schedules import Rewind, Schedule
 from secateur.errors import SecateurError
 from secateur.methods.prune import Prune
 from secateur.weights import Select, weight_table
@@ -109,34 +109,106 @@ def test_l1_prunes_the_smallest_magnitudes():
 
 
 def test_random_masks_only_grow_and_follow_the_seed():
-    masks = []
-    for sparsity in (0.2, 0.5, 0.9):
-        method = Prune(sparsity=sparsity, criterion="random")
-        masks.append(method.mask("w", np.ones((30, 30)), sparsity, 3, None))
+    def mask(sparsity, seed):
+        net = model()
+        return Prune(sparsity=sparsity, criterion="random").apply(net, seed=seed)["second/kernel"]
+
+    masks = [mask(sparsity, 3) for sparsity in (0.2, 0.5, 0.9)]
     assert (masks[0] >= masks[1]).all()
     assert (masks[1] >= masks[2]).all()
-    other = Prune(sparsity=0.5, criterion="random").mask("w", np.ones((30, 30)), 0.5, 4, None)
-    assert (other != masks[1]).any()
+    assert (mask(0.5, 4) != masks[1]).any()
 
 
 def test_a_users_criterion_is_used_and_its_mistakes_are_named():
-    keep_last = Prune(sparsity=0.5, criterion=lambda w, rng: np.arange(w.size).reshape(w.shape))
-    assert keep_last.mask("w", np.ones((2, 2)), 0.5, 0, None).tolist() == [
-        [False, False],
-        [True, True],
-    ]
+    def keep_last(weight):
+        return np.arange(weight.size).reshape(weight.shape)
+
+    mask = Prune(sparsity=0.5, criterion=keep_last).apply(model())["second/kernel"]
+    assert not mask[:10].any()
+    assert mask[10:].all()
     with pytest.raises(SecateurError, match="scores of shape"):
-        Prune(sparsity=0.5, criterion=lambda w, rng: w.sum(0)).mask(
-            "w", np.ones((2, 2)), 0.5, 0, None
-        )
+        Prune(sparsity=0.5, criterion=lambda weight: weight.sum(0)).apply(model())
+    with pytest.raises(SecateurError, match=r"asks for 'w', expected parameters named weight, rng"):
+        Prune(sparsity=0.5, criterion=lambda w: w)
 
 
 def test_zeros_promised_earlier_stay_whatever_the_scores():
-    held = np.array([True, False, False, False])
-    keep = Prune(sparsity=0.25).mask("w", np.array([9.0, 1.0, 2.0, 3.0]), 0.25, 0, held)
-    assert keep.tolist() == [False, True, True, True]
-    keep = Prune(sparsity=0.5).mask("w", np.array([9.0, 1.0, 2.0, 3.0]), 0.5, 0, held)
-    assert keep.tolist() == [False, False, True, True]
+    for sparsity, zeros_wanted in ((0.25, 1), (0.5, 2)):
+        net = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="d")])
+        net.layers[0].kernel.assign(np.array([[9.0], [1.0], [2.0], [3.0]]))
+        held = np.array([[True], [False], [False], [False]])
+        keep = Prune(sparsity=sparsity).apply(net, zeros={"d/kernel": held})["d/kernel"].ravel()
+        assert keep.tolist() == [False, zeros_wanted == 1, True, True]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Prune(), "needs sparsity"),
+        (lambda: Prune(pattern="2:4", sparsity=0.8), "which means 0.5"),
+        (lambda: Prune(pattern="2:4", allocation="erk"), "equally sparse"),
+        (lambda: Prune(pattern="2x4", sparsity=0.8), "unknown pattern '2x4'"),
+        (lambda: Prune(allocation="ERK", sparsity=0.8), "unknown allocation 'ERK'"),
+        (lambda: Prune(allocation={"conv": 80}, sparsity=0.8), "80 received for 'conv'"),
+        (lambda: Rewind(rounds=0), "rounds=0 received"),
+        (lambda: Prune(sparsity=0.8, rewind=Rewind()).callback(), "use compress or run"),
+        (
+            lambda: Prune(sparsity=0.8, criterion="snip").apply(model()),
+            "gradient, which data alone",
+        ),
+        (
+            lambda: Prune(pattern="block 2x2x2", sparsity=0.5).apply(model()),
+            "fits none of the selected weights",
+        ),
+        (
+            lambda: Prune(sparsity=0.5, allocation={"secnod": 0.9}).apply(model()),
+            "did you mean 'second'",
+        ),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(make, message):
+    with pytest.raises(SecateurError, match=message):
+        make()
+
+
+def test_a_pattern_brings_its_sparsity_and_what_it_does_not_fit_is_skipped_with_the_reason():
+    net = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(8, name="narrow"), layers.Dense(8, name="wide")]
+    )
+    method = Prune(pattern="2:4")
+    assert method.sparsity == 0.5
+    reasons = {c.path: c.reason for c in method.plan(weight_table(net))}
+    assert reasons["narrow/kernel"] == "input axis of 3 is shorter than a group of 4"
+    method.apply(net)
+    assert {"narrow/kernel": 0, "wide/kernel": 32} == zeros(net)
+    groups = (weight_table(net)["wide/kernel"].read() != 0).reshape(2, 4, 8).sum(1)
+    assert (groups == 2).all()
+
+
+def test_sparsities_of_single_layers_grow_in_proportion_to_the_schedule():
+    net = model()
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            _ = self.model
+            seen.append(zeros(net))
+
+    method = Prune(sparsity=0.8, allocation={"second": 0.4}, schedule=Schedule(every=1, power=1))
+    net.fit(*data(), batch_size=8, verbose=0, callbacks=[Watch(), method.callback()])
+    assert seen[-1] == {"first/kernel": 160, "second/kernel": 160, "head/kernel": 80}
+    assert [s["second/kernel"] for s in seen] == [int(400 * 0.4 * t / 9 + 0.5) for t in range(10)]
+
+
+@pytest.mark.parametrize("allocation", ["global", "lamp", "erk", "erdos-renyi"])
+def test_an_allocation_reaches_the_whole_exactly_and_differs_between_layers(allocation):
+    net = model()
+    keras.utils.set_random_seed(1)
+    net.layers[1].kernel.assign(4 * weight_table(net)["second/kernel"].read())
+    Prune(sparsity=0.7, allocation=allocation).apply(net)
+    found = zeros(net)
+    assert sum(found.values()) == round(0.7 * 700)
+    assert found["first/kernel"] / 200 != found["second/kernel"] / 400
 
 
 def test_nan_weights_are_refused_by_name_and_nothing_changes():

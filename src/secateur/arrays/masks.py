@@ -39,11 +39,7 @@ def unstructured(scores: np.ndarray, sparsity: float) -> np.ndarray:
     """
     flat = np.ravel(scores)
     pruned = zeros_count(flat.size, sparsity)
-    if np.isnan(flat).any():
-        raise SecateurError(
-            f"{np.count_nonzero(np.isnan(flat)):,} NaN among {flat.size:,} scores received, "
-            "expected numbers; fix: repair the NaN weights, or the criterion that made them"
-        )
+    refuse_nan(flat)
     if pruned == 0:
         return np.ones(np.shape(scores), bool)
     threshold = _ranked(flat, pruned - 1)
@@ -52,6 +48,18 @@ def unstructured(scores: np.ndarray, sparsity: float) -> np.ndarray:
     pruned_ties = pruned - (flat.size - np.count_nonzero(keep) - ties.size)
     keep[ties[pruned_ties:]] = True
     return keep.reshape(np.shape(scores))
+
+
+def refuse_nan(scores: np.ndarray) -> None:
+    """Raise `SecateurError` when a score is NaN: it would rank anywhere.
+
+    >>> refuse_nan(np.array([1.0, -np.inf]))
+    """
+    if nan := np.count_nonzero(np.isnan(scores)):
+        raise SecateurError(
+            f"{nan:,} NaN among {np.size(scores):,} scores received, expected numbers; "
+            "fix: repair the NaN weights, or the criterion that made them"
+        )
 
 
 def apply_mask(weight: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -103,3 +111,28 @@ def _ranked(flat: np.ndarray, rank: int) -> np.generic:
     rest = flat[flat > smallest]
     equal = flat.size - rest.size
     return smallest if rank < equal else np.partition(rest, rank - equal)[rank - equal]
+
+
+def regrown(
+    magnitude: np.ndarray, keep: np.ndarray, growth: np.ndarray, fraction: float
+) -> np.ndarray:
+    """Return a mask with as many kept: the smallest kept magnitudes out, the largest growth in.
+
+    floor(fraction * kept + 0.5) weights are exchanged, as far as there are pruned ones to take
+    their place; of equal scores the lowest index goes first and comes last. Raises `SecateurError`
+    for a fraction outside [0, 1].
+
+    >>> regrown(np.array([3.0, 1.0, 0.0, 0.0]), np.array([True, True, False, False]),
+    ...         np.array([0.0, 0.0, 1.0, 2.0]), 0.5).tolist()
+    [True, False, False, True]
+    """
+    kept, free = np.flatnonzero(keep), np.flatnonzero(~keep)
+    count = min(zeros_count(kept.size, fraction), free.size)
+    new = np.array(keep, bool)
+    if count == 0:
+        return new
+    stays = unstructured(np.ravel(magnitude)[kept], count / kept.size)
+    comes = unstructured(np.ravel(growth)[free], (free.size - count) / free.size)
+    new.flat[kept[~stays]] = False
+    new.flat[free[comes]] = True
+    return new

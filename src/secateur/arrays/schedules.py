@@ -209,6 +209,36 @@ class Timetable:
         return min(max(value, min(initial, final)), max(initial, final))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rewind:
+    """Prune in rounds, each trained again from an early point (Renda et al. 2020, arXiv:2003.02389).
+
+    rounds: how often is pruned; density falls by the same factor each time (Frankle & Carbin 2019,
+    arXiv:1803.03635). to: the point, in epochs of the training before; weights and optimizer go
+    back to it. 0 is its beginning. Raises `SecateurError` for a value out of range.
+
+    >>> [round(s, 3) for s in Rewind(rounds=3).sparsities(0.875)]
+    [0.5, 0.75, 0.875]
+    """
+
+    rounds: int = 3
+    to: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training could follow."""
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise SecateurError(
+                f"rounds={self.rounds!r} received, expected a whole number of at least 1; fix: 3"
+            )
+        _require_number("to", self.to, 0.0, math.inf, "the first epoch's end is 1")
+
+    def sparsities(self, final: float) -> tuple[float, ...]:
+        """Return the sparsity of each round; the last is exactly `final`."""
+        density = 1.0 - final
+        rising = [1.0 - density ** (n / self.rounds) for n in range(1, self.rounds)]
+        return (*rising, final)
+
+
 def _require_number(name: str, value: float, low: float, high: float, hint: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= high:

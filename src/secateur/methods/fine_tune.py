@@ -33,12 +33,24 @@ class FineTune:
         """Every trainable weight is trained."""
         return plan_selection(self.kind, self.select, table, "trained")
 
-    def callback(self, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None) -> None:
+    def callback(
+        self,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+    ) -> None:
         """Plain training needs none."""
         return None
 
     def apply(
-        self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+        loss: Any = None,
     ) -> dict[str, np.ndarray]:
         """Nothing to do without training."""
         return {}

@@ -49,13 +49,23 @@ class KeepZeros:
         return Plan(changes)
 
     def callback(
-        self, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
+        self,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
     ) -> KeepZerosCallback:
         """A callback for your own `model.fit`."""
         return KeepZerosCallback(self, zeros)
 
     def apply(
-        self, model: Any, *, seed: int = 0, zeros: Mapping[str, np.ndarray] | None = None
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+        loss: Any = None,
     ) -> dict[str, np.ndarray]:
         """Nothing to do without training."""
         return {}
