@@ -83,6 +83,10 @@ def gradients(
             "gradients need a loss, and the model has none; compile it with one, or give loss=..."
         )
     compute = _GRADIENTS[keras.backend.backend()]
+
+    def mean_loss(y_true: Any, y_pred: Any) -> Any:
+        return ops.mean(loss(y_true, y_pred))  # a loss named by text gives one value a sample
+
     variables = [w.variable for w in weights]
     first = [np.zeros(w.shape, np.float32) for w in weights]
     second = [np.zeros(w.shape, np.float32) for w in weights]
@@ -92,7 +96,7 @@ def gradients(
             raise SecateurError(
                 "batches without labels received; gradients of the loss need them: give data=(x, y)"
             )
-        for i, gradient in enumerate(compute(model, loss, variables, x, y)):
+        for i, gradient in enumerate(compute(model, mean_loss, variables, x, y)):
             found = np.asarray(ops.convert_to_numpy(gradient), np.float32)
             first[i] += found
             second[i] += found * found
