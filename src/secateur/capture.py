@@ -125,8 +125,10 @@ def input_norms(
         by_owner.setdefault(id(weight.owner), []).append(weight)
     owners = {id(w.owner): w.owner for w in weights}
 
-    def see(key: int, inputs: Any) -> None:
+    def see(key: int, inputs: Any, reverse: bool) -> None:
         for weight in by_owner[key]:
+            if weight.role == "embedding" and reverse != _is_reverse(weight):
+                continue  # a ReversibleEmbedding is called on tokens, and in reverse on vectors
             found = _squared_sums(weight, ops.convert_to_numpy(inputs))
             squares[weight.path] = squares.get(weight.path, 0.0) + found
 
@@ -155,13 +157,15 @@ def without_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(owners: dict[int, Any], see: Callable[[int, Any], None]) -> Iterator[None]:
-    """Show the first argument of every call of the layers, for as long as the context is open."""
+def _watched(owners: dict[int, Any], see: Callable[[int, Any, bool], None]) -> Iterator[None]:
+    """Show the first argument of every call of the layers, and `reverse`, while the context is open."""
 
     def watching(key: int, call: Callable) -> Callable:
-        def watched(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            see(key, inputs)
-            return call(inputs, *args, **kwargs)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            inputs = next(iter((*args, *kwargs.values())))  # a user's layer names it as it likes
+            reverse = args[1] if len(args) > 1 else kwargs.get("reverse", False)
+            see(key, inputs, reverse is True)
+            return call(*args, **kwargs)
 
         return watched
 
@@ -187,7 +191,9 @@ def _require_visible_inputs(weight: Weight) -> None:
 def _squared_sums(weight: Weight, inputs: np.ndarray) -> np.ndarray:
     """Sum of squares of each input of the weight, shaped to broadcast against the weight."""
     rank = len(weight.shape)
-    if weight.role == "embedding":  # its inputs are one-hot rows: a norm is a count
+    if weight.role == "embedding" and not _is_reverse(
+        weight
+    ):  # its inputs are one-hot rows: a norm is a count
         counts = np.bincount(inputs.astype(np.int64).ravel(), minlength=weight.shape[0])
         return counts[: weight.shape[0], None].astype(np.float64)
     squares = np.square(np.asarray(inputs, np.float64))
@@ -202,17 +208,22 @@ def _squared_sums(weight: Weight, inputs: np.ndarray) -> np.ndarray:
     return channels.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
+def _is_reverse(weight: Weight) -> bool:
+    """Whether it turns vectors back into tokens (ReversibleEmbedding)."""
+    return weight.path.endswith("/reverse_embeddings")
+
+
 def _einsum_sums(weight: Weight, squares: np.ndarray) -> np.ndarray:
-    sides, _ = weight.owner.equation.split("->")
-    inputs, kernel = sides.split(",")
-    letters = inputs.replace("...", "")
+    sides, _ = weight.owner.equation.replace("...", "").split("->")
+    letters, kernel = sides.split(",")
     # The letters of the input stand at its end where the equation begins with an ellipsis.
     offset = squares.ndim - len(letters)
-    wanted = [kernel.replace("...", "")[i] for i in weight.axes.inputs]
-    kept = [offset + letters.index(letter) for letter in wanted]
+    # Summed over, or of an input of its own (`abc,bcd->abd`: a matrix for each position b).
+    shared = [i for i, letter in enumerate(kernel) if letter in letters]
+    kept = [offset + letters.index(kernel[i]) for i in shared]
     rest = tuple(axis for axis in range(squares.ndim) if axis not in kept)
     sums = np.transpose(squares, (*rest, *kept)).sum(axis=tuple(range(len(rest))))
-    shape = [weight.shape[i] if i in weight.axes.inputs else 1 for i in range(len(weight.shape))]
+    shape = [size if i in shared else 1 for i, size in enumerate(weight.shape)]
     return sums.reshape(shape)
 
 

@@ -39,8 +39,14 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, mnist, fashion-mnist, or a .npz with x_train, y_train, x_test, y_test.",
+        help="digits, mnist, fashion-mnist, plant-leaves; a .npz with x_train, y_train, x_test, "
+        "y_test; or a folder of images: train/<class>/*.jpg and test/<class>/*.jpg, or "
+        "<class>/*.jpg.",
     ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Resize the images of a folder to HEIGHTxWIDTH, as 96x96."),
 ]
 ScaleOption = Annotated[
     str | None,
@@ -67,6 +73,7 @@ def run(
         Path, typer.Option(help="Directory of the run; an interrupted one is carried on.")
     ] = Path("out"),
     scale: ScaleOption = None,
+    image_size: ImageSizeOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many samples of each part.")
     ] = None,
@@ -119,6 +126,7 @@ def run(
                 datasets.load(
                     source,
                     scale=_scale(scale),
+                    image_size=_image_size(image_size),
                     seed=number,
                     validation_split=validation_split,
                     limit=limit,
@@ -176,6 +184,7 @@ def measure(
     files: Annotated[list[Path], typer.Argument(help=".tflite, .keras or .h5 files.")],
     data: DataOption = None,
     scale: ScaleOption = None,
+    image_size: ImageSizeOption = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many test samples.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
@@ -192,7 +201,11 @@ def measure(
         with _frameworks():
             import keras  # noqa: F401 - here, so that its start-up noise stays hidden
         _import_all(imports)
-    loaded = None if data is None else datasets.load(data, scale=_scale(scale), limit=limit)
+    loaded = None
+    if data is not None:
+        loaded = datasets.load(
+            data, scale=_scale(scale), image_size=_image_size(image_size), limit=limit
+        )
     records = []
     for file in files:
         measured = measure_file(file, loaded, threads=threads)
@@ -315,6 +328,15 @@ def _scale(text: str | None) -> float | str | None:
         raise SecateurError(
             f"--scale {text!r} received, expected a number such as 255, or auto"
         ) from None
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise SecateurError(f"--image-size {text!r} received, expected HEIGHTxWIDTH, as 96x96")
+    return int(sides[0]), int(sides[1])
 
 
 @contextmanager

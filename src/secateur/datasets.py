@@ -6,28 +6,19 @@ read by the final measurement and by nothing else, and is the same whatever the 
 """
 
 import dataclasses
-import gzip
 import hashlib
 import math
-import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from secateur.errors import SecateurError, nearest
+from secateur import sources
+from secateur.streams import Pair, refused
 
-NAMED = {"digits": 16.0, "mnist": 255.0, "fashion-mnist": 255.0}  # and the largest pixel value
 CALIBRATION = 500  # activation ranges settle after a few hundred samples
 SPLITS = ("train", "validation", "calibration", "test")
-KEYS = ("x_train", "y_train", "x_test", "y_test", "x", "y")  # of a .npz
-NPZ_FIX = "write it with np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-
-Pair = tuple[np.ndarray, np.ndarray | None]
-Pairs = tuple[Pair | None, Pair | None]  # the source's own training and test part
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +36,10 @@ class Split:
         """Refuse what no loop over batches could read."""
         rows = self.x.shape[:1]
         if rows in ((), (0,)):
-            raise _refused(f"x of shape {self.x.shape}", "a sample or more", "check what fills x")
+            raise refused(f"x of shape {self.x.shape}", "a sample or more", "check what fills x")
         if self.y is not None and self.y.shape[:1] != rows:
             received = f"{len(self.x):,} samples with y of shape {self.y.shape}"
-            raise _refused(received, "a label for each sample", "give x and y of the same samples")
+            raise refused(received, "a label for each sample", "give x and y of the same samples")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -79,7 +70,7 @@ class Data:
             received = (
                 f"samples of shapes {' and '.join(map(str, shapes)) or 'none'} in {self.name}"
             )
-            raise _refused(received, "one shape in training and test part", "reshape one of them")
+            raise refused(received, "one shape in training and test part", "reshape one of them")
 
     def describe(self) -> dict[str, Any]:
         """Return name, sizes, per-sample shape, dtype, classes, notes and sha256 as JSON data.
@@ -107,18 +98,26 @@ def load(
     seed: int = 0,
     validation_split: float = 0.1,
     limit: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> Data:
     """Return the data set `spec` names or holds, split four ways.
 
-    `spec`: "digits" (scikit-learn's, 8x8), "mnist", "fashion-mnist"; the path of a `.npz` with
-    x_train, y_train, x_test, y_test, or x, y (labels may be missing); arrays (x, y), or
-    ((x_train, y_train), (x_test, y_test)); a `Data`, returned as it is. Data without a test part
-    give a fifth of it, by a fixed split that keeps the shares of the classes.
+    `spec`: "digits" (scikit-learn's, 8x8), "mnist", "fashion-mnist", "plant-leaves" (Plant
+    Seedlings as JPEG, 96x96, 12 species); the path of a `.npz` with x_train, y_train, x_test,
+    y_test, or x, y (labels may be missing); a folder of images, train/<class>/* and
+    test/<class>/*, or <class>/*; arrays (x, y), or ((x_train, y_train), (x_test, y_test)); a
+    `tf.data.Dataset`, `DataLoader` or `PyDataset` of x or (x, y), or (train, test) of them; a
+    `Data`, returned as it is. Data without a test part give a fifth of it, by a fixed split that
+    keeps the shares of the classes.
 
-    `scale` divides x; "auto" divides 8-bit inputs by 255; None scales only the named data sets.
-    `limit` keeps that many samples of the training and of the test part. Floats and 8-bit inputs
-    become float32, wider integers (tokens) stay. Nothing is downloaded, and no pickle is read.
-    Raises `SecateurError` for what is missing, damaged, empty, not finite or not numeric.
+    `scale` divides x; "auto" divides 8-bit inputs by 255; None scales the named data sets and
+    folders of images only. `limit` keeps that many samples of the training and of the test part.
+    `image_size` (height, width): resize images to it; without it all must have one size. Floats
+    and 8-bit inputs become float32, wider integers (tokens) stay; channels stay where they are.
+    Data sets of a framework are gathered in memory, once: what they augment at random stands
+    still, so augment in the model. Nothing is downloaded, and no pickle is read. Raises
+    `SecateurError` for what is missing, damaged, empty, infinite, too large for memory, not
+    finite or not numeric.
 
     >>> data = load("digits", seed=1)
     >>> data.train.x.shape, len(data.validation), len(data.test), data.classes
@@ -127,16 +126,20 @@ def load(
     if isinstance(spec, Data):
         return spec
     if not 0.0 <= validation_split < 1.0:
-        raise _refused(f"validation_split={validation_split!r}", "a fraction in [0, 1)", "try 0.1")
+        raise refused(f"validation_split={validation_split!r}", "a fraction in [0, 1)", "try 0.1")
     if limit is not None and limit < 1:
-        raise _refused(f"limit={limit!r}", "1 sample or more", "leave it out to use all")
-    name, pairs = _read(spec)
-    train, test = (None if pair is None else _checked(*pair) for pair in pairs)
-    source = [array for pair in (train, test) if pair for array in pair if array is not None]
-    divisor, notes = _scaling(scale, name, source[0].dtype)
+        raise refused(f"limit={limit!r}", "1 sample or more", "leave it out to use all")
+    source = sources.read(spec, image_size)
+    train, test = source.train, source.test
+    arrays = [array for pair in (train, test) if pair for array in pair if array is not None]
+    for pair in (train, test):
+        if pair is not None:
+            Split(*pair)  # refuses what has no samples, or not a label for each
+    divisor, notes = _scaling(scale, source.scale, arrays[0].dtype)
+    notes = [*source.notes, *notes]
     if train is not None and test is None:
         train, test = _hold_out(train)
-        seen = "" if name in NAMED else "; a model trained on these arrays before has seen them"
+        seen = "" if source.named else "; a model trained on these arrays before has seen them"
         notes.append(f"test: {len(test[0]):,} samples held out, the same whatever the seed{seen}")
     elif test is not None:
         notes.append(f"test: the data's own test part of {len(test[0]):,} samples")
@@ -164,11 +167,11 @@ def load(
         notes.append("train: no samples, these data can be measured on but not trained on")
     labels = [pair[1] for pair in (train, test) if pair and pair[1] is not None]
     return Data(
-        name=name,
+        name=source.name,
         **splits,
         classes=_classes(labels),
         notes=tuple(notes),
-        sha256=_digest(source),
+        sha256=_digest(arrays),
     )
 
 
@@ -194,123 +197,10 @@ def fit_to(data: Data, input_shape: tuple, output_shape: tuple) -> Data:
     same_values = None not in wanted and math.prod(shape) == math.prod(wanted)
     if not same_values or (bare[0] != bare[1] and 1 not in (len(shape), len(wanted))):
         fix = "resize or transpose x, or build the model for these samples"
-        raise _refused(f"samples of {data.name}, shape {shape},", f"the model's {wanted}", fix)
+        raise refused(f"samples of {data.name}, shape {shape},", f"the model's {wanted}", fix)
     folded = {name: Split(s.x.reshape(len(s), *wanted), s.y) for name, s in splits.items()}
     note = f"x reshaped from {shape} to {wanted} for the model"
     return dataclasses.replace(data, **folded, notes=(*data.notes, note))
-
-
-def _read(spec: Any) -> tuple[str, Pairs]:
-    """Return the name and the raw (train, test) pairs; test None: to be held out of train."""
-    if isinstance(spec, np.ndarray):
-        return "arrays", ((spec, None), None)
-    if isinstance(spec, tuple) and len(spec) == 2:
-        two_parts = all(isinstance(part, tuple) and len(part) == 2 for part in spec)
-        return "arrays", spec if two_parts else (spec, None)
-    if not isinstance(spec, str | Path):
-        raise _refused(f"data of {type(spec)}", "a name, a path or arrays", "pass (x, y)")
-    name = str(spec)
-    if name == "digits":
-        from sklearn.datasets import load_digits  # its first import takes more than a second
-
-        digits: Any = load_digits()
-        return name, ((digits.images, digits.target), None)
-    if name in NAMED:
-        return name, _read_cached(name)
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return path.name, _read_npz(path)
-    expected = f"{', '.join(NAMED)} or an existing .npz file"
-    fix = "check the path" if path.suffix else nearest(name, NAMED)
-    raise _refused(f"data {name!r}", expected, fix)
-
-
-def _read_cached(name: str) -> Pairs:
-    """Read a named data set from the first place that has it."""
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
-    own = os.environ.get("SECATEUR_DATA")
-    places = [Path(folder) / f"{name}.npz" for folder in (own, cache) if folder]
-    for path in places:
-        if path.is_file():
-            return _read_npz(path)
-    if name == "fashion-mnist":  # Keras caches it as the four original files
-        places.append(cache / name)
-        if places[-1].is_dir():
-            return _read_idx_folder(places[-1])
-    raise _refused(
-        f"{name}, which is not installed,",
-        f"one of {', '.join(map(str, places))}",
-        f"set SECATEUR_DATA to a folder with {name}.npz, or let Keras fetch it once: python -c "
-        f"'import keras; keras.datasets.{name.replace('-', '_')}.load_data()'",
-    )
-
-
-def _read_npz(path: Path) -> Pairs:
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a whole .npz archive")
-        with np.load(path, allow_pickle=False) as file:
-            found = list(file.files)
-            arrays = {key: file[key] for key in found if key in KEYS}
-    except Exception as error:  # damaged and forged archives raise a dozen kinds of error
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _refused(f"{path}, unreadable ({why}),", "plain numeric arrays", NPZ_FIX) from error
-    train, test = (
-        None if x not in arrays else (arrays[x], arrays.get(y))
-        for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
-    )
-    if train is None and "x" in arrays:
-        train = (arrays["x"], arrays.get("y"))
-    if train is None and test is None:
-        names = ", ".join(found) or "nothing"
-        raise _refused(f"{path} with {names}", "x_train, y_train, x_test, y_test or x, y", NPZ_FIX)
-    return train, test
-
-
-def _read_idx_folder(folder: Path) -> Pairs:
-    def read(name: str, header: int) -> np.ndarray:
-        try:
-            content = gzip.decompress((folder / name).read_bytes())
-            return np.frombuffer(content, np.uint8, offset=header)
-        except Exception as error:
-            fix = f"delete {folder} and let Keras fetch it again"
-            raise _refused(f"{folder / name} ({error})", "a gzipped IDX file", fix) from error
-
-    def pair(part: str) -> Pair:
-        images = read(f"{part}-images-idx3-ubyte.gz", header=16)
-        return images.reshape(-1, 28, 28), read(f"{part}-labels-idx1-ubyte.gz", header=8)
-
-    return pair("train"), pair("t10k")
-
-
-def _checked(x: Any, y: Any) -> Pair:
-    """Return numeric, finite arrays of equal length; integer labels (n, 1) as (n,)."""
-    x, y = _numeric("x", x), None if y is None else _numeric("y", y)
-    if y is not None:
-        if y.dtype == bool:
-            y = y.astype(np.int64)
-        if y.dtype.kind in "iu" and y.ndim == 2 and y.shape[1] == 1:
-            y = y[:, 0]
-    Split(x, y)
-    return x, y
-
-
-def _numeric(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-        received = f"{name} of dtype {array.dtype}"
-    except ValueError:
-        array, received = np.empty(0, object), f"{name} with rows of unequal length"
-    if array.dtype.kind not in "biuf":
-        labels = "number the classes: y = np.unique(y, return_inverse=True)[1]"
-        fix = labels if name == "y" else "give one array, all samples of one shape"
-        raise _refused(received, "numbers", fix)
-    bad = ~np.isfinite(array) if array.dtype.kind == "f" and array.ndim else np.zeros(1, bool)
-    if bad.any():
-        first = f"the first in sample {np.argwhere(bad)[0][0]},"
-        received = f"{name} with {np.count_nonzero(bad):,} NaN or infinite values, {first}"
-        raise _refused(received, "finite numbers", "drop those samples, or repair the values")
-    return array
 
 
 def _hold_out(pair: Pair) -> tuple[Pair | None, Pair]:
@@ -337,20 +227,20 @@ def _take(pair: Pair, rows: np.ndarray) -> Pair:
     return pair[0][rows], None if pair[1] is None else pair[1][rows]
 
 
-def _scaling(scale: Any, name: str, dtype: np.dtype) -> tuple[float, list[str]]:
-    """Return what x is divided by, and the notes that say so."""
-    if scale is None and name not in NAMED:
+def _scaling(scale: Any, own: float | None, dtype: np.dtype) -> tuple[float, list[str]]:
+    """Return what x is divided by, and the notes that say so; `own`: the source's own divisor."""
+    if scale is None and own is None:
         note = "x left in 0..255; scale=255 (--scale 255) divides it"
         return 1.0, [note] if dtype == np.uint8 else []
     if scale in (None, "auto"):
-        scale = NAMED.get(name, 255.0 if dtype == np.uint8 else 1.0)
+        scale = own or (255.0 if dtype == np.uint8 else 1.0)
     try:
         divisor = float(scale)
     except (TypeError, ValueError):
         divisor = math.nan
     if not (math.isfinite(divisor) and divisor > 0):
         fix = "255 for 8-bit images, 1 for none"
-        raise _refused(f"scale={scale!r}", "a positive number to divide x by, or 'auto'", fix)
+        raise refused(f"scale={scale!r}", "a positive number to divide x by, or 'auto'", fix)
     return divisor, [] if divisor == 1.0 else [f"x divided by {divisor:g}"]
 
 
@@ -370,11 +260,11 @@ def _check_targets(y: np.ndarray, outputs: tuple, where: str) -> None:
             expected = f"0..{limit - 1}: the model has {count} output{'s' * (count != 1)}"
             fix = "number the classes from 0, or build the model with an output for each"
             regression = ", or give float targets for regression" * (count == 1)
-            raise _refused(f"label {wrong[0]} in {where}", expected, fix + regression)
+            raise refused(f"label {wrong[0]} in {where}", expected, fix + regression)
     elif not (_accepts(outputs, shape) or (shape, outputs) == ((), (1,))):
         expected = f"integer labels, or the model's output shape {outputs}"
         fix = "give y as class numbers (n,), or one-hot with a column for each output"
-        raise _refused(f"targets of shape {shape} ({y.dtype}) in {where}", expected, fix)
+        raise refused(f"targets of shape {shape} ({y.dtype}) in {where}", expected, fix)
 
 
 def _classes(labels: list[np.ndarray]) -> int | None:
@@ -393,7 +283,3 @@ def _digest(arrays: Iterable[np.ndarray | None]) -> str:
             sha256.update(f"{array.dtype.str}{array.shape}".encode())
             sha256.update(np.ascontiguousarray(array).data)
     return sha256.hexdigest()
-
-
-def _refused(received: str, expected: str, fix: str) -> SecateurError:
-    return SecateurError(f"{received} received, expected {expected}; fix: {fix}")

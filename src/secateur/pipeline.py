@@ -366,7 +366,7 @@ def _data(data: Any, recipe: Recipe) -> Data:
     source = data if data is not None else recipe.data
     if source is None:
         raise SecateurError(
-            "no data: give --data (a name such as digits, or a .npz file); without data "
+            "no data: give --data (a name such as digits, a .npz file or a folder of images); without data "
             "`secateur inspect` and `secateur export` still work"
         )
     return datasets.load(source, seed=recipe.seed)

@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from secateur.arrays.masks import apply_mask
+from secateur.errors import SecateurError
 from secateur.weights import Weight, WeightTable, weight_table
 
 
@@ -315,6 +316,11 @@ class TrainingLoop:
         steps_per_epoch: int | None = None,
         first_step: int = 0,
     ):
+        if not 0 <= first_step < steps:
+            raise SecateurError(
+                f"a loop of {steps!r} steps that begins at step {first_step!r} received, expected "
+                "0 <= first_step < steps; give the updates in all, those done before included"
+            )
         self._model, self._callback, self._steps = model, callback, steps
         self._position = first_step
         callback.set_model(model)
@@ -340,9 +346,18 @@ class TrainingLoop:
         `model.trainable_variables`; they are returned with their zeros. Else the model's own.
         """
         trainable = self._model.trainable_variables
-        if values is not None:
-            for variable, value in zip(trainable, values, strict=True):
-                variable.assign(value)
+        if values is not None and len(values) != len(trainable):
+            raise SecateurError(
+                f"{len(values)} values received by step(), expected {len(trainable)}, those of "
+                "model.trainable_variables in their order"
+            )
+        if _traced():
+            raise SecateurError(
+                "step() was called inside a compiled function (tf.function, jax.jit), which would run "
+                "it once and never again; call it after that function, on what it returns"
+            )
+        for variable, value in zip(trainable, values or (), strict=values is not None):
+            variable.assign(value)
         self._projection.write_zeros()
         self._position += 1
         if self._position < self._steps:
@@ -351,3 +366,16 @@ class TrainingLoop:
 
     def _choose(self) -> None:
         self._callback.masks_at(self._position, self._position, self._projection)
+
+
+def _traced() -> bool:
+    """Whether this runs while a backend compiles: what is written now is written only once."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.inside_function()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return isinstance(ops.zeros(()), jax.core.Tracer)
+    return False

@@ -210,40 +210,58 @@ def reestimate_batchnorm(
     5.0
     """
     layers = _batchnorms(model, after)
-    momenta, frozen = (
-        [layer.momentum for layer in layers],
-        [not layer.trainable for layer in layers],
-    )
     if not layers:
         return 0
+    if not len(x) or batches < 1 or batch_size < 1:
+        raise SecateurError(
+            f"{len(x):,} samples received in {batches} batches of {batch_size}, expected at least one "
+            "batch to take statistics from; give training inputs"
+        )
+    flags = [(v, v.trainable) for layer in layers for v in layer.variables]
+    statistics = [
+        (v, keras.ops.convert_to_numpy(v.value))
+        for layer in layers
+        for v in layer.non_trainable_variables
+    ]
+    settings = [(layer, layer.momentum, layer.trainable) for layer in layers]
     try:
         for layer in layers:
             layer.trainable = True  # a frozen one does not update, whatever it is called with
-            layer.__dict__["call"] = functools.partial(_call_in_training, layer.call)
+            layer.__dict__["call"] = functools.partial(_average, layer, layer.call, [0])
         with without_gradients():
-            for number, begin in enumerate(range(0, min(len(x), batch_size * batches), batch_size)):
-                for layer in layers:
-                    layer.momentum = number / (number + 1)  # the running mean of all batches
+            for begin in range(0, min(len(x), batch_size * batches), batch_size):
                 model(x[begin : begin + batch_size], training=False)
+    except BaseException:
+        for variable, value in statistics:
+            variable.assign(value)
+        raise
     finally:
-        for layer, momentum, was_frozen in zip(layers, momenta, frozen, strict=True):
+        for layer, momentum, trainable in settings:
             layer.__dict__.pop("call", None)
-            layer.momentum = momentum
-            layer.trainable = not was_frozen
+            layer.momentum, layer.trainable = momentum, trainable
+        for variable, trainable in flags:
+            variable.trainable = trainable  # a layer's own flag overwrites those of its weights
     return len(layers)
 
 
 def _batchnorms(model: Any, after: str | None) -> list[Any]:
     found: dict[int, Any] = {}
-    reached = after is None
-    for weight in weight_table(model):
-        reached = reached or weight.path == after
+    table = weight_table(model)
+    first = None if after is None else table[after].path  # refuses a path that is not there
+    reached = first is None
+    for weight in table:
+        reached = reached or weight.path == first
         if reached and isinstance(weight.owner, keras.layers.BatchNormalization):
             found.setdefault(id(weight.owner), weight.owner)
     return list(found.values())
 
 
-def _call_in_training(call: Callable, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+def _average(
+    layer: Any, call: Callable, calls: list[int], inputs: Any, training: Any = None, **kwargs: Any
+) -> Any:
+    """One call in training mode that takes part in the mean; a shared layer is called more often."""
+    layer.momentum = calls[0] / (calls[0] + 1)
+    calls[0] += 1
     return call(inputs, training=True, **kwargs)
 
 

@@ -109,8 +109,7 @@ def weight_table(model: Any) -> WeightTable:
         for variable in layer.variables:
             if id(variable) in rows or _is_rng_state(variable):
                 continue
-            name = _name_within(layer, variable)
-            owner = owners.get(id(variable), layer)
+            name, owner = owners.get(id(variable), (variable.name, layer))
             path = _unique(f"{prefix}{layer.name}/{name}", taken)
             rows[id(variable)] = Weight(
                 path=path,
@@ -249,20 +248,10 @@ def _innermost_output(layer: Any) -> Any:
     return layer
 
 
-def _name_within(layer: Any, variable: Any) -> str:
-    """`query/kernel` of a variable whose Keras path is `model/mha/query/kernel`."""
-    parts = variable.path.split("/")
-    if layer.name in parts:
-        # The last occurrence: outer models may bear the same name.
-        parts = parts[len(parts) - parts[::-1].index(layer.name) :]
-        return "/".join(parts) or variable.name
-    return variable.name
-
-
 def _role(name: str) -> str:
     if name.endswith("kernel"):
         return "kernel"
-    if name.startswith("embedding"):
+    if name.startswith("embedding") or name.endswith("embeddings"):  # "reverse_embeddings"
         return "embedding"
     if name.endswith("bias"):
         return "bias"
@@ -276,13 +265,25 @@ def _is_declared(owner: Any, variable: Any) -> bool:
     return declare is not None and any(v is variable for v in declare())
 
 
-def _owners(layer: Any) -> dict[int, Any]:
-    """Identity of a variable -> the innermost layer that holds it."""
-    return {
-        id(variable): part
-        for part in layer._flatten_layers()
-        for variable in (*part._trainable_variables, *part._non_trainable_variables)
-    }
+def _owners(layer: Any) -> dict[int, tuple[str, Any]]:
+    """Identity of a variable -> its name in the layer (`query/kernel`), the innermost layer that holds it.
+
+    Named by where it hangs, not by Keras's `variable.path`: that tells where it was *built*, and a
+    layer built before it was wrapped (`TimeDistributed(model)`) knows nothing of the wrapper.
+    """
+    found: dict[int, tuple[str, Any]] = {}
+    seen: set[int] = set()
+
+    def visit(part: Any, trail: str) -> None:
+        seen.add(id(part))
+        for inner in part._layers:
+            if id(inner) not in seen:
+                visit(inner, f"{trail}{inner.name}/")
+        for variable in (*part._trainable_variables, *part._non_trainable_variables):
+            found.setdefault(id(variable), (trail + variable.name, part))
+
+    visit(layer, "")
+    return found
 
 
 def _axes(owner: Any, name: str, rank: int) -> Axes:

@@ -26,8 +26,8 @@ class RigL:
     sparsity: the fraction of zeros throughout. allocation: how it is shared out, as in `Prune`.
     fraction: of the kept weights exchanged at the first update; it falls to zero by a cosine.
     every: steps between updates. end: share of the training after which the masks stay. The first
-    masks are those of the largest magnitudes. A grown weight starts at zero and moves with its
-    next update. select: which weights.
+    masks are those of the largest magnitudes, so a resumed training finds its own again. A grown
+    weight starts at zero and moves with its next update. select: which weights.
 
     >>> RigL(sparsity=0.9).share_at(0), RigL(sparsity=0.9).share_at(0.75)
     (0.3, 0.0)
@@ -133,6 +133,11 @@ class RigLCallback(ProjectionCallback):
 
     def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """The selected weights."""
+        if self.total_steps is None:
+            raise SecateurError(
+                "the data set does not know its length, so RigL cannot tell when its masks shall stay "
+                f"(end {self.method.end:g} of the training); pass steps_per_epoch to fit"
+            )
         self._selected, self._keep, self._update = self.method.selected(table), {}, -1
         for weight in self._selected.values():
             weight.require_finite()
@@ -143,15 +148,19 @@ class RigLCallback(ProjectionCallback):
         update = last // self.method.every
         if update == self._update:
             return
-        model, resumed = self.model, self._update < 0
+        model, first = self.model, self._update < 0
         self._update = update
-        if resumed:
+        if first:
             self._begin(projection)
-        elif share := self.method.share_at(last / max(1, (self.total_steps or last) - 1)):
-            self._exchange(model, share, projection)
+            # A training that is resumed at an update does not miss it.
+            due = step > 0 and update > (step - 1) // self.method.every
         else:
-            return
-        self.curve.append((step, self.method.sparsity))
+            due = True
+        share = self.method.share_at(last / max(1, (self.total_steps or 1) - 1)) if due else 0.0
+        if share:
+            self._exchange(model, share, projection)
+        if share or first:
+            self.curve.append((step, self.method.sparsity))
 
     def _begin(self, projection: Projection) -> None:
         for path, value, keep in self.method.first_masks(self._selected, self._seed):
@@ -161,7 +170,7 @@ class RigLCallback(ProjectionCallback):
     def _exchange(self, model: Any, share: float, projection: Projection) -> None:
         # One batch an update, as the training itself would see it; each its turn.
         batch = [self._batches[self._update % len(self._batches)]]
-        found = gradients(model, model.loss, list(self._selected.values()), batch)
+        found = gradients(model, getattr(model, "loss", None), list(self._selected.values()), batch)
         for path, weight in self._selected.items():
             value, before = weight.read(), self._keep[path]
             keep = regrown(np.abs(value), before, np.abs(found[path][0]), share)
