@@ -17,10 +17,30 @@ from typing import Any
 from secateur.errors import SecateurError
 
 # Every format that can be written, and the suffix of its files.
-FORMATS = {"keras": ".keras", "h5": ".h5", "float32": ".tflite", "dynamic": ".tflite"}
+FORMATS = {
+    "keras": ".keras",
+    "h5": ".h5",
+    "float32": ".tflite",
+    "sparse": ".tflite",
+    "float16": ".tflite",
+    "dynamic": ".tflite",
+    "int8": ".tflite",
+    "int16x8": ".tflite",
+    "int4": ".tflite",
+}
 
 # What decides the bytes of a file and the numbers measured on it.
-PACKAGES = ("secateur", "keras", "tensorflow", "jax", "torch", "ai-edge-litert", "numpy", "h5py")
+PACKAGES = (
+    "secateur",
+    "keras",
+    "tensorflow",
+    "jax",
+    "torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+    "h5py",
+)
 
 
 @dataclass(frozen=True)

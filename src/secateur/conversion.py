@@ -19,29 +19,37 @@ from typing import Any
 
 import numpy as np
 
+from secateur import quantization
 from secateur.errors import SecateurError
+from secateur.quantization import QUANTIZATIONS, quantize
 from secateur.runtimes import litert, one_line, quiet
 from secateur.runtimes.keras import load_model, pack, save_model, signature
 
-FORMATS = ("float32", "dynamic")
+# What the converter writes; every other format is made of the float file.
+CONVERTED = ("float32", "sparse")
+FORMATS = (*CONVERTED, *QUANTIZATIONS)
 # Marks the one line of the child process that is meant for the user.
 REFUSED = "secateur: "
 
 
 def to_litert(
-    model: Any, formats: Sequence[str] = ("float32",), *, imports: Sequence[str] = ()
+    model: Any,
+    formats: Sequence[str] = ("float32",),
+    *,
+    imports: Sequence[str] = (),
+    calibration: Any = None,
 ) -> dict[str, bytes]:
     """Return {format: `.tflite` file} of a Functional or Sequential model; same model, same bytes.
 
     Args:
         model: it is not changed.
-        formats: "float32", "dynamic" (int8 weights, float activations), or both.
+        formats: of "float32", "sparse" (zeros encoded), "float16", "dynamic" (int8 weights, float
+            activations), "int4" (the same with 4 bits), "int8" and "int16x8" (integers throughout).
         imports: modules that register the model's own layers; the clean process imports them.
+        calibration: inputs (n, ...) or {name: inputs}, from which the last two take their ranges.
 
     Raises `SecateurError` where TensorFlow or LiteRT is missing, or cannot convert the model.
     """
-    import keras
-
     for format in formats:
         if format not in FORMATS:
             raise SecateurError(
@@ -57,6 +65,27 @@ def to_litert(
             "ai-edge-litert is not installed, expected it for finishing and running .tflite files; "
             "fix: pip install 'secateur[litert]'"
         )
+    quantized = [format for format in formats if format not in CONVERTED]
+    if quantized:
+        quantization.prepare()
+    calibrated = [f for f in quantized if QUANTIZATIONS[f].activations is not None]
+    if calibrated and calibration is None:
+        raise SecateurError(
+            f"{' and '.join(calibrated)} received without calibration data, expected a few hundred "
+            "inputs like those of training, for the ranges of activations; fix: give calibration="
+            "x (--calibration data.npz)"
+        )
+    wanted = [f for f in CONVERTED if f in formats or (f == "float32" and quantized)]
+    made = _converted(model, wanted, imports)
+    ranges = litert.ranges(made["float32"], calibration) if calibrated else None
+    for format in quantized:
+        made[format] = quantize(made["float32"], QUANTIZATIONS[format], ranges)
+    return {format: made[format] for format in formats}
+
+
+def _converted(model: Any, formats: Sequence[str], imports: Sequence[str]) -> dict[str, bytes]:
+    import keras
+
     if keras.backend.backend() == "tensorflow":
         return {format: convert(model, format) for format in formats}
     try:
@@ -159,8 +188,8 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
 
     function = tf.function(named, input_signature=specs).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-    if format == "dynamic":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if format == "sparse":
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     return bytes(converter.convert())
 
 
@@ -229,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m secateur.conversion")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("formats", nargs="+", choices=FORMATS)
+    parser.add_argument("formats", nargs="+", choices=CONVERTED)
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     options = parser.parse_args(arguments)
     try:

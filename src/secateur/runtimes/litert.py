@@ -5,10 +5,7 @@ The only loop over an interpreter in the project. What is inside a file is read 
 """
 
 import importlib
-import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,7 @@ import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.runtimes import Arrays, Constant, by_name, one_line, quiet
-
-# Slots of int32 biases: every other int32 constant is a shape, an axis or a padding.
-BIAS_SLOTS = {
-    "CONV_2D": 2,
-    "CONV_3D": 2,
-    "DEPTHWISE_CONV_2D": 2,
-    "FULLY_CONNECTED": 2,
-    "TRANSPOSE_CONV": 3,
-}
-# Operators whose work the shapes of their tensors do not tell.
-OPAQUE = ("CALL", "CONV_3D_TRANSPOSE", "CUSTOM", "IF", "LSTM", "RNN", "SVDF", "WHILE")
-DTYPES = {
-    "FLOAT32": np.float32,
-    "FLOAT16": np.float16,
-    "FLOAT64": np.float64,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-}
+from secateur.tflite import TfliteFile
 
 
 def prepare() -> None:
@@ -67,17 +45,24 @@ def load(path: str | Path | bytes, threads: int = 1) -> "LiteRTSession":
         ) from error
 
 
+def ranges(blob: bytes, samples: Arrays, batch: int = 32) -> dict[str, tuple[float, float]]:
+    """Return tensor -> (smallest, largest) of every float tensor that a file computes from samples."""
+    session = LiteRTSession(blob, 1, "the float file", preserve=True)
+    return session.ranges(samples, batch)
+
+
 class LiteRTSession:
     """A loaded `.tflite`; see `secateur.runtimes.Session`.
 
     `resizable` turns False at the first batch size that the file refuses; its own is used then.
     """
 
-    def __init__(self, blob: bytes, threads: int, source: str):
+    def __init__(self, blob: bytes, threads: int, source: str, *, preserve: bool = False):
         prepare()
+        self._preserve = preserve
         self._blob, self._source = blob, source
         self.threads: int | None = threads
-        self._file = _File.parse(blob, source)
+        self._file = TfliteFile.parse(blob, source)
         self._interpreter: Any = None
         self._shapes: dict[str, list[int]] = {}
         self._open()
@@ -128,6 +113,28 @@ class LiteRTSession:
         except RuntimeError as error:
             raise self._refused(error) from error
 
+    def ranges(self, samples: Arrays, batch: int) -> dict[str, tuple[float, float]]:
+        """Smallest and largest value of each computed float tensor, kept by `preserve`."""
+        inputs = by_name(samples, self._samples)
+        computed = {
+            t.name
+            for o in self._file.operators
+            for t in (*o.inputs, *o.outputs)
+            if t and t.data is None
+        }
+        found: dict[str, tuple[float, float]] = {}
+        for start in range(0, len(next(iter(inputs.values()))), batch):
+            part = {name: array[start : start + batch] for name, array in inputs.items()}
+            self.invoke_once(part)
+            for detail in self._interpreter.get_tensor_details():
+                name = detail["name"]
+                if name not in computed or detail["dtype"] != np.float32:
+                    continue
+                values = self._interpreter.get_tensor(detail["index"])
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = min(low, float(values.min())), max(high, float(values.max()))
+        return found
+
     def constants(self) -> list[Constant]:
         """Return weights and biases as they are stored, each tensor once."""
         return self._file.constants()
@@ -145,11 +152,20 @@ class LiteRTSession:
         return sum(count for count in counts if count is not None) // max(rows, 1)
 
     def _open(self) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert import interpreter as litert
 
+        options: dict[str, Any] = {}
+        if self._preserve:  # XNNPACK fuses operators, whose tensors are then not there to be read
+            resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            options = {
+                "experimental_preserve_all_tensors": True,
+                "experimental_op_resolver_type": resolver,
+            }
         try:
             with quiet():
-                self._interpreter = Interpreter(model_content=self._blob, num_threads=self.threads)
+                self._interpreter = litert.Interpreter(
+                    model_content=self._blob, num_threads=self.threads, **options
+                )
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise self._refused(error) from error
@@ -202,147 +218,3 @@ class LiteRTSession:
             f"{self._source} does not run in LiteRT ({one_line(error)}), expected a file that takes "
             "every batch size; fix: convert the model again"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Tensor:
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    data: np.ndarray | None  # raw bytes; None: computed when the model runs
-    quantization: Any
-    sparse: bool
-
-    def constant(self, operator: str, slot: int) -> Constant:
-        if self.type not in DTYPES or self.sparse or self.data is None:
-            kind = "a sparse encoding" if self.sparse else f"type {self.type}"
-            raise SecateurError(
-                f"tensor {self.name} is stored with {kind}, expected one of "
-                f"{', '.join(DTYPES).lower()}; fix: convert the model without it"
-            )
-        values = self.data.view(DTYPES[self.type]).reshape(self.shape)
-        quantization = self.quantization
-        if quantization is None or not quantization.ScaleLength():
-            return Constant(self.name, values, None, None, None, operator, slot)
-        scale = quantization.ScaleAsNumpy()
-        zero_point = (
-            quantization.ZeroPointAsNumpy()
-            if quantization.ZeroPointLength()
-            else np.zeros(len(scale), np.int64)
-        )
-        axis = int(quantization.QuantizedDimension())
-        return Constant(self.name, values, scale, zero_point, axis, operator, slot)
-
-
-@dataclass(frozen=True, eq=False)
-class _Operator:
-    name: str
-    inputs: list[_Tensor | None]
-    outputs: list[_Tensor]
-
-    def macs(self) -> int | None:
-        """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
-        if any(word in self.name for word in OPAQUE):
-            return None
-        shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
-        out = self.outputs[0].shape if self.outputs else ()
-        per_output = {
-            "CONV_2D": lambda: math.prod(shapes[1][1:]),
-            "CONV_3D": lambda: math.prod(shapes[1][:-1]),
-            "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
-            "FULLY_CONNECTED": lambda: shapes[1][-1],
-            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * math.prod(out[-1:]) // math.prod(out),
-        }
-        if self.name == "TRANSPOSE_CONV":  # (output shape, weights, input)
-            return math.prod(shapes[2]) * math.prod(shapes[1][:3])
-        return math.prod(out) * per_output[self.name]() if self.name in per_output else 0
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """What a flatbuffer says: operators with their tensors, inputs and outputs by name."""
-
-    operators: list[_Operator]
-    inputs: dict[str, int]
-    outputs: dict[str, int]
-
-    @classmethod
-    def parse(cls, blob: bytes, source: str) -> "_File":
-        from ai_edge_litert import schema_py_generated as schema
-
-        if blob[4:8] != b"TFL3":
-            raise SecateurError(
-                f"{source} is not a .tflite file, expected one that a converter wrote; "
-                "fix: convert the model again"
-            )
-        names = {
-            code: name for name, code in vars(schema.BuiltinOperator).items() if name[0] != "_"
-        }
-        types = {code: name for name, code in vars(schema.TensorType).items() if name[0] != "_"}
-        try:
-            model = schema.Model.GetRootAs(blob, 0)
-            return cls(
-                list(_operators(model, names, types)),
-                _interface(model, "Inputs"),
-                _interface(model, "Outputs"),
-            )
-        except Exception as error:  # a damaged flatbuffer raises whatever its bytes point to
-            raise SecateurError(
-                f"{source} is damaged ({one_line(error)}), expected an unchanged .tflite file; "
-                "fix: convert the model again"
-            ) from error
-
-    def constants(self) -> list[Constant]:
-        found: dict[int, Constant] = {}
-        for operator in self.operators:
-            for slot, tensor in enumerate(operator.inputs):
-                if tensor is None or tensor.data is None or id(tensor) in found:
-                    continue
-                if tensor.type in ("INT32", "INT64", "BOOL", "STRING"):
-                    if tensor.type != "INT32" or BIAS_SLOTS.get(operator.name) != slot:
-                        continue
-                found[id(tensor)] = tensor.constant(operator.name, slot)
-        return list(found.values())
-
-
-def _operators(model: Any, names: dict, types: dict) -> Iterator[_Operator]:
-    for g in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(g)
-        tensors = [_tensor(model, graph.Tensors(i), types) for i in range(graph.TensorsLength())]
-        for i in range(graph.OperatorsLength()):
-            operator = graph.Operators(i)
-            code = model.OperatorCodes(operator.OpcodeIndex())
-            # Files written before the 128th operator carry their code in the old field.
-            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-            inputs = [operator.Inputs(k) for k in range(operator.InputsLength())]
-            outputs = [operator.Outputs(k) for k in range(operator.OutputsLength())]
-            yield _Operator(
-                name,
-                [tensors[k] if k >= 0 else None for k in inputs],
-                [tensors[k] for k in outputs],
-            )
-
-
-def _tensor(model: Any, tensor: Any, types: dict) -> _Tensor:
-    buffer = model.Buffers(tensor.Buffer())
-    return _Tensor(
-        name=tensor.Name().decode(errors="replace") if tensor.Name() else "",
-        shape=tuple(tensor.Shape(k) for k in range(tensor.ShapeLength())),
-        type=types[tensor.Type()],
-        data=buffer.DataAsNumpy() if buffer.DataLength() else None,
-        quantization=tensor.Quantization(),
-        sparse=tensor.Sparsity() is not None,
-    )
-
-
-def _interface(model: Any, side: str) -> dict[str, int]:
-    """Name -> tensor of the inputs or outputs, by the signature where the file has one."""
-    if model.SignatureDefsLength():
-        signature = model.SignatureDefs(0)
-        entries = [
-            getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())
-        ]
-        return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
-    graph = model.Subgraphs(0)
-    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
-    return {graph.Tensors(index).Name().decode(): index for index in indices}

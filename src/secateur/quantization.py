@@ -1,0 +1,150 @@
+"""A float `.tflite` becomes a quantized one; neither TensorFlow nor Keras takes part.
+
+ai-edge-quantizer writes the file; the ranges of activations are our own, the smallest and largest
+values that calibration data give (its own moving average clips: docs/decisions/005).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.runtimes import one_line, quiet
+from secateur.tflite import TfliteFile
+
+Ranges = Mapping[str, tuple[float, float]]  # tensor -> (smallest, largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How a file stores weights and computes.
+
+    weights: bits of a weight, 16 meaning half-precision floats. activations: bits between
+    operators, None for floats. block: weights that share a scale along the inputs (None: those of
+    one output). io: inputs and outputs of the file as "int" codes or as "float".
+    """
+
+    weights: int
+    activations: int | None = None
+    block: int | None = None
+    io: str = "int"
+
+
+QUANTIZATIONS = {
+    "float16": Quantization(weights=16),
+    "dynamic": Quantization(weights=8),
+    "int4": Quantization(weights=4),
+    "int8": Quantization(weights=8, activations=8),
+    "int16x8": Quantization(weights=8, activations=16),
+}
+BLOCKS = (32, 64, 128, 256)
+
+
+def prepare() -> None:
+    """Import the quantizer; raises `SecateurError` where it is not installed."""
+    try:
+        importlib.import_module("ai_edge_quantizer.quantizer")
+    except ImportError as error:
+        raise SecateurError(
+            "ai-edge-quantizer is not installed, expected it for writing quantized .tflite files; "
+            "fix: pip install 'secateur[litert]'"
+        ) from error
+
+
+def quantize(blob: bytes, how: Quantization, ranges: Ranges | None = None) -> bytes:
+    """Return the quantized file of a float one; same file and ranges, same bytes.
+
+    ranges: of every computed float tensor, needed where activations are quantized
+    (`secateur.runtimes.litert.ranges` takes them from data). An operator without a kernel for 4-bit
+    weights gets 8. Raises `SecateurError` for what the quantizer refuses, with its reason.
+    """
+    prepare()
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    if how.activations is not None and ranges is None:
+        raise SecateurError(
+            f"{how} received without ranges, expected the smallest and largest value of every "
+            "activation; fix: give calibration data"
+        )
+    quantizer = Quantizer(bytearray(blob))
+    _configure(quantizer, how, qtyping)
+    found = None if how.activations is None else _statistics(blob, ranges or {})
+    try:
+        with quiet():
+            result = quantizer.quantize(found, enable_progress_report=False)
+    except Exception as error:  # it raises ValueError, RuntimeError and others, as its passes do
+        raise SecateurError(
+            f"the model could not be quantized ({one_line(error)}), expected operators that "
+            f"{how} exists for; fix: choose another format, or leave the layer in float"
+        ) from error
+    return bytes(result.quantized_model)
+
+
+def _configure(quantizer: Any, how: Quantization, types: Any) -> None:
+    every = types.TFLOperationName.ALL_SUPPORTED
+    if how.weights == 16:
+        config = types.OpQuantizationConfig(
+            weight_tensor_config=types.TensorQuantizationConfig(
+                num_bits=16, dtype=types.TensorDataType.FLOAT
+            ),
+            compute_precision=types.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        )
+        quantizer.update_quantization_recipe(".*", every, config, "float_casting")
+        return
+    scales = types.QuantGranularity.CHANNELWISE
+    if how.block is not None:
+        scales = types.QuantGranularity[f"BLOCKWISE_{how.block}"]
+
+    def add(operator: Any, bits: int, granularity: Any) -> None:
+        if how.activations is None:
+            quantizer.add_dynamic_config(".*", operator, bits, granularity)
+        else:
+            quantizer.add_static_config(".*", operator, how.activations, bits, granularity)
+
+    if how.weights < 8:
+        # First everything at 8 bits: what has no kernel for 4 would silently stay in float.
+        add(every, 8, types.QuantGranularity.CHANNELWISE)
+        for name in ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP"):
+            add(types.TFLOperationName[name], how.weights, scales)
+    else:
+        add(every, how.weights, scales)
+    if how.activations is not None and how.io == "float":
+        for name in ("INPUT", "OUTPUT"):
+            quantizer.update_quantization_recipe(
+                ".*", types.TFLOperationName[name], algorithm_key="no_quantize"
+            )
+
+
+def _statistics(blob: bytes, ranges: Ranges) -> dict[str, dict[str, np.ndarray]]:
+    """What the quantizer takes; a range for a constant would make its scales per tensor."""
+    computed = computed_floats(blob)
+    missing = [name for name in computed if name not in ranges]
+    if missing:
+        raise SecateurError(
+            f"no range for {', '.join(missing[:3])} received, expected one for each of "
+            f"{len(computed)} tensors; fix: take the ranges from this very file"
+        )
+    bad = [n for n in computed if not np.isfinite(ranges[n]).all() or ranges[n][0] > ranges[n][1]]
+    if bad:
+        raise SecateurError(
+            f"the range {ranges[bad[0]]} of {bad[0]} received, expected finite numbers, the smaller "
+            "first; fix: the calibration data or the model hold NaN or infinity"
+        )
+    return {
+        name: {"min": np.float32([ranges[name][0]]), "max": np.float32([ranges[name][1]])}
+        for name in computed
+    }
+
+
+def computed_floats(blob: bytes) -> list[str]:
+    """Names of the float tensors that a file computes, in order."""
+    file = TfliteFile.parse(blob, "the float file")
+    tensors = [t for o in file.operators for t in (*o.inputs, *o.outputs) if t is not None]
+    return list(dict.fromkeys(t.name for t in tensors if t.data is None and t.floating))

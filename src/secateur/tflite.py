@@ -1,0 +1,278 @@
+"""What a `.tflite` file says, read from its bytes (a flatbuffer): operators, tensors, names.
+
+Not read from an interpreter, which replaces operators when it optimises. Nothing is executed.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.runtimes import Constant, one_line
+
+# Slots of int32 biases: every other int32 constant is a shape, an axis or a padding.
+BIAS_SLOTS = {
+    "CONV_2D": 2,
+    "CONV_3D": 2,
+    "DEPTHWISE_CONV_2D": 2,
+    "FULLY_CONNECTED": 2,
+    "TRANSPOSE_CONV": 3,
+}
+# Operators whose work the shapes of their tensors do not tell.
+OPAQUE = ("CALL", "CONV_3D_TRANSPOSE", "CUSTOM", "IF", "LSTM", "RNN", "SVDF", "WHILE")
+DTYPES = {
+    "FLOAT32": np.float32,
+    "FLOAT16": np.float16,
+    "FLOAT64": np.float64,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+}
+
+
+# Types that hold several codes in a byte: bits of one.
+PACKED = {"INT4": 4, "INT2": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """One tensor: shape, type (as the schema names it), and its bytes where it is a constant."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    data: np.ndarray | None  # raw bytes; None: computed when the model runs
+    quantization: Any
+    sparsity: Any
+
+    @property
+    def floating(self) -> bool:
+        """Whether it holds floats."""
+        return self.type.startswith(("FLOAT", "BFLOAT"))
+
+    def values(self) -> np.ndarray:
+        """The stored values in the tensor's shape: packed codes unpacked, a sparse encoding made dense.
+
+        Raises `SecateurError` for a type that has no NumPy equivalent, and for a computed tensor.
+        """
+        if self.data is None or (self.type not in DTYPES and self.type not in PACKED):
+            kind = "no values" if self.data is None else f"type {self.type}"
+            raise SecateurError(
+                f"tensor {self.name} is stored with {kind}, expected one of "
+                f"{', '.join((*DTYPES, *PACKED)).lower()}; fix: convert the model without it"
+            )
+        if self.type in PACKED:
+            count = math.prod(self.shape) if self.sparsity is None else None
+            found = unpacked(self.data, PACKED[self.type], count)
+        else:
+            found = self.data.view(DTYPES[self.type])
+        if self.sparsity is not None:
+            return densified(found, self.sparsity, self.shape)
+        return found.reshape(self.shape)
+
+    def constant(self, operator: str, slot: int) -> Constant:
+        """The tensor as a constant that feeds `slot` of an operator."""
+        values, quantization = self.values(), self.quantization
+        if quantization is None or not quantization.ScaleLength():
+            return Constant(self.name, values, None, None, None, operator, slot)
+        scale = quantization.ScaleAsNumpy()
+        zero_point = (
+            quantization.ZeroPointAsNumpy()
+            if quantization.ZeroPointLength()
+            else np.zeros(len(scale), np.int64)
+        )
+        axis = int(quantization.QuantizedDimension())
+        return Constant(self.name, values, scale, zero_point, axis, operator, slot)
+
+
+def unpacked(data: np.ndarray, bits: int, count: int | None = None) -> np.ndarray:
+    """Return the signed codes of `bits` bits in bytes, the lowest bits first, as int8.
+
+    >>> unpacked(np.array([0x1F], np.uint8), 4).tolist()
+    [-1, 1]
+    """
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (data.view(np.uint8)[:, None] >> shifts) & ((1 << bits) - 1)
+    signed = codes.astype(np.int8)
+    signed[signed >= 1 << (bits - 1)] -= 1 << bits
+    return signed.reshape(-1)[:count]
+
+
+def densified(values: np.ndarray, sparsity: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the dense tensor of a sparse encoding (the schema's SparsityParameters).
+
+    Dimensions are traversed in the order stored, each dense (every index) or compressed (segments
+    and indices); those beyond the tensor's own are blocks of the ones that `block_map` names.
+    """
+    order = sparsity.TraversalOrderAsNumpy()
+    blocks = sparsity.BlockMapAsNumpy() if sparsity.BlockMapLength() else np.zeros(0, int)
+    levels = [sparsity.DimMetadata(i) for i in range(sparsity.DimMetadataLength())]
+    rank = len(shape)
+    paths = np.zeros((1, 0), np.int64)  # index along each level passed, one row a position so far
+    parents = np.zeros(1, np.int64)
+    for level in levels:
+        if level.Format() == 0:
+            size = level.DenseSize()
+            index = np.tile(np.arange(size), len(parents))
+            repeat = np.full(len(parents), size)
+            parents = np.repeat(parents * size, repeat) + index
+        else:
+            segments, indices = _integers(level, "ArraySegments"), _integers(level, "ArrayIndices")
+            repeat = segments[parents + 1] - segments[parents]
+            start = np.repeat(segments[parents], repeat)
+            offset = np.arange(len(start)) - np.repeat(np.cumsum(repeat) - repeat, repeat)
+            parents = start + offset
+            index = indices[parents]
+        paths = np.column_stack([np.repeat(paths, repeat, axis=0), index])
+    sizes = np.ones(rank, np.int64)
+    place = np.zeros((len(paths), rank), np.int64)
+    for level in reversed(range(len(levels))):
+        block = int(order[level]) - rank
+        axis = int(blocks[block]) if block >= 0 else int(order[level])
+        place[:, axis] += paths[:, level] * sizes[axis]
+        if block >= 0:
+            sizes[axis] *= levels[level].DenseSize()
+    dense = np.zeros(shape, values.dtype)
+    dense[tuple(place.T)] = values[: len(place)]
+    return dense
+
+
+def _integers(level: Any, name: str) -> np.ndarray:
+    """One of the two index vectors of a compressed dimension, of whichever width it is stored in."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {
+        schema.SparseIndexVector.Int32Vector: schema.Int32Vector,
+        schema.SparseIndexVector.Uint16Vector: schema.Uint16Vector,
+        schema.SparseIndexVector.Uint8Vector: schema.Uint8Vector,
+    }
+    table = getattr(level, name)()
+    vector = kinds[getattr(level, f"{name}Type")()]()
+    vector.Init(table.Bytes, table.Pos)
+    return vector.ValuesAsNumpy().astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator with its tensors; an input may be left out (None)."""
+
+    name: str
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+
+    def macs(self) -> int | None:
+        """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
+        if any(word in self.name for word in OPAQUE):
+            return None
+        shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
+        out = self.outputs[0].shape if self.outputs else ()
+        per_output = {
+            "CONV_2D": lambda: math.prod(shapes[1][1:]),
+            "CONV_3D": lambda: math.prod(shapes[1][:-1]),
+            "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
+            "FULLY_CONNECTED": lambda: shapes[1][-1],
+            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * math.prod(out[-1:]) // math.prod(out),
+        }
+        if self.name == "TRANSPOSE_CONV":  # (output shape, weights, input)
+            return math.prod(shapes[2]) * math.prod(shapes[1][:3])
+        return math.prod(out) * per_output[self.name]() if self.name in per_output else 0
+
+
+@dataclass(frozen=True, eq=False)
+class TfliteFile:
+    """What a flatbuffer says: operators with their tensors, inputs and outputs by name."""
+
+    operators: list[Operator]
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+    @classmethod
+    def parse(cls, blob: bytes, source: str) -> "TfliteFile":
+        """Read a file's bytes; `source` names it in the `SecateurError` for anything damaged."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        if blob[4:8] != b"TFL3":
+            raise SecateurError(
+                f"{source} is not a .tflite file, expected one that a converter wrote; "
+                "fix: convert the model again"
+            )
+        names = {
+            code: name for name, code in vars(schema.BuiltinOperator).items() if name[0] != "_"
+        }
+        types = {code: name for name, code in vars(schema.TensorType).items() if name[0] != "_"}
+        try:
+            model = schema.Model.GetRootAs(blob, 0)
+            return cls(
+                list(_operators(model, names, types)),
+                _interface(model, "Inputs"),
+                _interface(model, "Outputs"),
+            )
+        except Exception as error:  # a damaged flatbuffer raises whatever its bytes point to
+            raise SecateurError(
+                f"{source} is damaged ({one_line(error)}), expected an unchanged .tflite file; "
+                "fix: convert the model again"
+            ) from error
+
+    def constants(self) -> list[Constant]:
+        """Return weights and biases as they are stored, each tensor once."""
+        found: dict[int, Constant] = {}
+        for operator in self.operators:
+            for slot, tensor in enumerate(operator.inputs):
+                if tensor is None or tensor.data is None or id(tensor) in found:
+                    continue
+                if tensor.type in ("INT32", "INT64", "BOOL", "STRING"):
+                    scaled = tensor.quantization is not None and tensor.quantization.ScaleLength()
+                    if BIAS_SLOTS.get(operator.name) != slot or not (
+                        scaled or tensor.type == "INT32"
+                    ):
+                        continue
+                found[id(tensor)] = tensor.constant(operator.name, slot)
+        return list(found.values())
+
+
+def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
+    for g in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(g)
+        tensors = [_tensor(model, graph.Tensors(i), types) for i in range(graph.TensorsLength())]
+        for i in range(graph.OperatorsLength()):
+            operator = graph.Operators(i)
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            # Files written before the 128th operator carry their code in the old field.
+            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            inputs = [operator.Inputs(k) for k in range(operator.InputsLength())]
+            outputs = [operator.Outputs(k) for k in range(operator.OutputsLength())]
+            yield Operator(
+                name,
+                [tensors[k] if k >= 0 else None for k in inputs],
+                [tensors[k] for k in outputs],
+            )
+
+
+def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
+    buffer = model.Buffers(tensor.Buffer())
+    return Tensor(
+        name=tensor.Name().decode(errors="replace") if tensor.Name() else "",
+        shape=tuple(tensor.Shape(k) for k in range(tensor.ShapeLength())),
+        type=types[tensor.Type()],
+        data=buffer.DataAsNumpy() if buffer.DataLength() else None,
+        quantization=tensor.Quantization(),
+        sparsity=tensor.Sparsity(),
+    )
+
+
+def _interface(model: Any, side: str) -> dict[str, int]:
+    """Name -> tensor of the inputs or outputs, by the signature where the file has one."""
+    if model.SignatureDefsLength():
+        signature = model.SignatureDefs(0)
+        entries = [
+            getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())
+        ]
+        return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
+    graph = model.Subgraphs(0)
+    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+    return {graph.Tensors(index).Name().decode(): index for index in indices}
