@@ -18,8 +18,10 @@ from secateur import conversion
 from secateur.artifact import FORMATS, Artifact, describe, staged
 from secateur.errors import SecateurError, nearest
 from secateur.promises import Finding, Promise, check, require
+from secateur.quantization import MIXED, QUANTIZATIONS
 from secateur.runtimes import Constant, Session, runtime_for
 from secateur.runtimes.keras import KerasSession, leaves, save_model
+from secateur.tflite import TfliteFile
 from secateur.weights import Weight, weight_table
 
 
@@ -45,9 +47,17 @@ TOLERANCES = {
     # network. No rms: it is rounding over next to nothing where an untrained network answers
     # nearly the same to everything (2e-4 measured on a correct file).
     "float32": Tolerance(largest=1e-4, rms=None, agreement=0.99),
+    # The same floats, zeros encoded.
+    "sparse": Tolerance(largest=1e-4, rms=None, agreement=0.99),
+    # Weights rounded to 11 bits of mantissa.
+    "float16": Tolerance(largest=0.05, rms=0.02, agreement=0.97),
     # Weights and activations rounded to 8 bits: rms 0.016, agreement 0.95 at worst over the same
     # networks, trained and not; permuted classes or a wrong tensor give an rms of about 1.
     "dynamic": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
+    "int8": Tolerance(largest=1.0, rms=0.25, agreement=0.8),
+    "int16x8": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
+    # 15 levels for a weight.
+    "int4": Tolerance(largest=1.0, rms=0.5, agreement=0.6),
 }
 
 # Samples for the comparison, and how many at a time: enough for a share, little for the memory.
@@ -125,18 +135,22 @@ def export(
     promises: Sequence[Promise] = (),
     data: Any = None,
     imports: Sequence[str] = (),
+    calibration: Any = None,
+    allow_float: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[Artifact]:
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
 
     Args:
         model: a Functional or Sequential model; it is not changed.
-        formats: of "keras", "h5", "float32", "dynamic".
+        formats: of "keras", "h5", "float32", "sparse", "float16", "dynamic", "int4", "int8", "int16x8".
         out: a folder, made if it is not there.
         stage: what the model is, for the file's name ("baseline", "pruned").
         promises: what must be true of the weights in every file.
         data: inputs (n, ...) for the comparison; None: random ones from seed 0.
         imports: modules that register the model's own layers.
+        calibration: inputs (n, ...) of training, from which integer formats take their ranges.
+        allow_float: keep an integer file in which an operator computes in float, named "mixed".
         progress: called with the name of each file before it is written.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
@@ -146,11 +160,14 @@ def export(
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
     _require_finite(model)
     compiled = [format for format in formats if FORMATS[format] == ".tflite"]
-    blobs = conversion.to_litert(model, compiled, imports=imports) if compiled else {}
+    blobs: dict[str, bytes] = {}
+    if compiled:
+        blobs = conversion.to_litert(model, compiled, imports=imports, calibration=calibration)
+    names = {format: _named(format, blobs.get(format), allow_float) for format in formats}
     written: dict[Path, tuple[str, Verified]] = {}
     with ExitStack() as all_or_none:
         for format in formats:
-            path = Path(out) / f"{stage}-{format}{FORMATS[format]}"
+            path = Path(out) / f"{stage}-{names[format]}{FORMATS[format]}"
             if progress:
                 progress(path.name)
             temporary = all_or_none.enter_context(staged(path))
@@ -159,7 +176,8 @@ def export(
             else:
                 save_model(model, temporary)
             try:
-                written[path] = format, verify(temporary, format, model, promises, data)
+                found = verify(temporary, format, model, promises, data)
+                written[path] = names[format], found
             except SecateurError as error:
                 told = str(error).replace(str(temporary), str(path))
                 raise SecateurError(told) from error
@@ -167,6 +185,20 @@ def export(
         describe(path, format=format, stage=stage, parity=found.parity, tensors=found.tensors)
         for path, (format, found) in written.items()
     ]
+
+
+def _named(format: str, blob: bytes | None, allow_float: bool) -> str:
+    """What a file may be called: one that computes partly in float is no integer file."""
+    if blob is None or format not in MIXED:
+        return format
+    floats = TfliteFile.parse(blob, format).float_operators()
+    if floats and not allow_float:
+        raise SecateurError(
+            f"an {format} file with {', '.join(floats)} in float received, expected integers "
+            f"throughout; fix: replace these layers, choose dynamic, or allow it (--allow-float) as "
+            f"a file named {MIXED[format]}"
+        )
+    return MIXED[format] if floats else format
 
 
 def verify(
@@ -195,9 +227,15 @@ def verify(
 
 
 def compare(
-    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], format: str
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    format: str,
+    steps: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return the parity of outputs, {name: (n, ...)}, the worst over them, or raise.
+
+    steps: distance between neighbouring values of an output that is coded; where outputs hardly
+    vary, two of them may be all there is to see, and are not held against the file.
 
     >>> logits = {"out": np.array([[1.0, 0.0], [0.0, 1.0]])}
     >>> compare(logits, logits, "float32")["agreement"]
@@ -218,7 +256,8 @@ def compare(
                 f"{expected.shape}, finite; fix: convert the model again"
             )
         difference = np.abs(given.astype(np.float64) - expected)
-        rms = np.sqrt(np.mean(np.square(difference)))
+        beyond = np.maximum(difference - 2 * (steps or {}).get(name, 0.0), 0.0)
+        rms = np.sqrt(np.mean(np.square(beyond)))
         spread, size = float(np.std(expected)), float(np.abs(expected).max())
         parity["largest"] = max(parity["largest"], difference.max() / (size or 1.0))
         parity["relative_rms"] = max(parity["relative_rms"], rms / (spread or size or 1.0))
@@ -250,7 +289,7 @@ def _compared(session: Session, model: Any, format: str, data: Any) -> dict[str,
         given = data if isinstance(data, Mapping) else {live.input_names[0]: np.asarray(data)}
         samples = {name: array[:SAMPLES] for name, array in given.items()}
     outputs = _outputs(session, samples, BATCH)
-    parity = compare(_outputs(live, samples, BATCH), outputs, format)
+    parity = compare(_outputs(live, samples, BATCH), outputs, format, session.output_steps)
     alone = _outputs(session, {name: array[:3] for name, array in samples.items()}, 1)
     if not session.resizable:
         raise SecateurError(
@@ -283,18 +322,17 @@ class _Match:
         record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout.name}
         if self.factor is not None:
             record["folded"] = "times a factor for each channel"
-        if format == "dynamic" and not self.constant.coded and self.weight.role == "kernel":
-            small = self.weight.size < 1024  # the converter's own limit
-            record["skipped"] = (
-                "under 1,024 elements" if small else "left in float by the converter"
-            )
+        how = QUANTIZATIONS.get(format)
+        if how and how.weights <= 8 and not self.constant.coded and self.weight.role == "kernel":
+            record["skipped"] = "left in float by the quantizer"
         return record
 
     def check(self, promise: Promise) -> Finding:
         if self.constant is None:  # _located raises for a promised weight that is not there
             raise AssertionError(promise.path)
         values = self.layout.back(self.constant.centred(), self.weight.shape)
-        coded = self.constant.coded
+        # A half-precision float may round to zero too.
+        coded = self.constant.coded or values.dtype == np.float16
         if self.factor is not None and not coded:
             values = values + 0.0  # a negative factor makes -0.0 of a zero
             coded = not self.factor.all()  # and 0 makes zeros of a whole channel

@@ -42,6 +42,10 @@ QUANTIZATIONS = {
     "int8": Quantization(weights=8, activations=8),
     "int16x8": Quantization(weights=8, activations=16),
 }
+# What an integer format is called when an operator of the file computes in float.
+MIXED = {"int8": "mixed", "int16x8": "mixed16x8"}
+# Operators with a kernel and a bias; the kernel's axis of outputs.
+KERNELS = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "DEPTHWISE_CONV_2D": -1}
 BLOCKS = (32, 64, 128, 256)
 
 
@@ -74,7 +78,7 @@ def quantize(blob: bytes, how: Quantization, ranges: Ranges | None = None) -> by
         )
     quantizer = Quantizer(bytearray(blob))
     _configure(quantizer, how, qtyping)
-    found = None if how.activations is None else _statistics(blob, ranges or {})
+    found = None if how.activations is None else _statistics(blob, how, ranges or {})
     try:
         with quiet():
             result = quantizer.quantize(found, enable_progress_report=False)
@@ -122,9 +126,10 @@ def _configure(quantizer: Any, how: Quantization, types: Any) -> None:
             )
 
 
-def _statistics(blob: bytes, ranges: Ranges) -> dict[str, dict[str, np.ndarray]]:
-    """What the quantizer takes; a range for a constant would make its scales per tensor."""
-    computed = computed_floats(blob)
+def _statistics(blob: bytes, how: Quantization, ranges: Ranges) -> dict[str, dict[str, np.ndarray]]:
+    """What the quantizer takes: a range for each computed tensor, and for kernels that need one."""
+    file = TfliteFile.parse(blob, "the float file")
+    computed = _computed_floats(file)
     missing = [name for name in computed if name not in ranges]
     if missing:
         raise SecateurError(
@@ -137,14 +142,44 @@ def _statistics(blob: bytes, ranges: Ranges) -> dict[str, dict[str, np.ndarray]]
             f"the range {ranges[bad[0]]} of {bad[0]} received, expected finite numbers, the smaller "
             "first; fix: the calibration data or the model hold NaN or infinity"
         )
-    return {
+    found = {
         name: {"min": np.float32([ranges[name][0]]), "max": np.float32([ranges[name][1]])}
         for name in computed
     }
+    return found | _kernel_ranges(file, how, ranges)
 
 
-def computed_floats(blob: bytes) -> list[str]:
-    """Names of the float tensors that a file computes, in order."""
-    file = TfliteFile.parse(blob, "the float file")
+def _kernel_ranges(
+    file: TfliteFile, how: Quantization, ranges: Ranges
+) -> dict[str, dict[str, np.ndarray]]:
+    """Ranges of the kernels in which an output's weights are so small that its bias would not fit.
+
+    A bias is stored in steps of (input's step) x (weights' step). Where pruning left an output no
+    weight, the quantizer takes next to nothing for their step, and the bias saturates: the output
+    loses it (0.0393 became 0.0001).
+    """
+    found = {}
+    for operator in file.operators:
+        if operator.name not in KERNELS or len(operator.inputs) < 3 or how.activations is None:
+            continue
+        source, kernel, bias = operator.inputs[:3]
+        if source is None or kernel is None or bias is None or None in (kernel.data, bias.data):
+            continue
+        axis = KERNELS[operator.name]
+        values = np.abs(kernel.values())
+        others = tuple(a for a in range(values.ndim) if a != axis % values.ndim)
+        largest = values.max(axis=others, keepdims=True)
+        low, high = ranges[source.name]
+        step = max((max(high, 0.0) - min(low, 0.0)) / (2**how.activations - 1), 1e-12)
+        # A quarter of what 32 bits hold, so that rounding cannot pass the end.
+        least = np.abs(bias.values()) / step / 2**29 * (2 ** (how.weights - 1) - 1)
+        least = np.maximum(least.reshape(largest.shape), 1e-6 * values.max())
+        if (largest < least).any():
+            bound = np.maximum(largest, least).astype(np.float32)
+            found[kernel.name] = {"min": -bound, "max": bound}
+    return found
+
+
+def _computed_floats(file: TfliteFile) -> list[str]:
     tensors = [t for o in file.operators for t in (*o.inputs, *o.outputs) if t is not None]
     return list(dict.fromkeys(t.name for t in tensors if t.data is None and t.floating))

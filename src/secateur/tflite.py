@@ -218,6 +218,16 @@ class TfliteFile:
                 "fix: convert the model again"
             ) from error
 
+    def float_operators(self) -> list[str]:
+        """Names of the operators that compute in float, each once; changing the type is not computing."""
+        found = [
+            operator.name
+            for operator in self.operators
+            if operator.name not in ("QUANTIZE", "DEQUANTIZE")
+            and any(t is not None and t.floating for t in (*operator.inputs, *operator.outputs))
+        ]
+        return list(dict.fromkeys(found))
+
     def constants(self) -> list[Constant]:
         """Return weights and biases as they are stored, each tensor once."""
         found: dict[int, Constant] = {}

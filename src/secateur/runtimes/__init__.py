@@ -53,7 +53,9 @@ class Constant:
         return self.values.astype(np.int32) - self._along_axis(self.zero_point).astype(np.int32)
 
     def step(self) -> np.ndarray | float:
-        """The distance between neighbouring codes, broadcastable to the values; 0.0 for floats."""
+        """The distance between neighbouring values, broadcastable to them; 0.0 for float32."""
+        if self.values.dtype == np.float16:
+            return np.spacing(np.abs(self.values)).astype(np.float32)
         return 0.0 if self.scale is None else self._along_axis(self.scale)
 
     def dequantized(self) -> np.ndarray:
@@ -99,6 +101,11 @@ class Session(Protocol):
 
     def constants(self) -> list[Constant]:
         """Return the tensors of weights and biases, each once."""
+        ...
+
+    @property
+    def output_steps(self) -> Mapping[str, float]:
+        """Distance between neighbouring values of each output; 0.0 where it is a float."""
         ...
 
     def operators(self) -> list[tuple[str, int]]:

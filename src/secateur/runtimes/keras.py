@@ -12,9 +12,10 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ class KerasSession:
 
     resizable = True
     threads: int | None = None
+    output_steps: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, model: Any):
         import keras

@@ -135,6 +135,14 @@ class LiteRTSession:
                 found[name] = min(low, float(values.min())), max(high, float(values.max()))
         return found
 
+    @property
+    def output_steps(self) -> dict[str, float]:
+        """Distance between neighbouring values of each output; 0.0 where it is a float."""
+        return {
+            name: float(self._details[index]["quantization"][0])
+            for name, index in self._file.outputs.items()
+        }
+
     def constants(self) -> list[Constant]:
         """Return weights and biases as they are stored, each tensor once."""
         return self._file.constants()
