@@ -163,7 +163,9 @@ def _kernel_ranges(
         if operator.name not in KERNELS or len(operator.inputs) < 3 or how.activations is None:
             continue
         source, kernel, bias = operator.inputs[:3]
-        if source is None or kernel is None or bias is None or None in (kernel.data, bias.data):
+        if source is None or kernel is None or bias is None:
+            continue
+        if kernel.data is None or bias.data is None:
             continue
         axis = KERNELS[operator.name]
         values = np.abs(kernel.values())
