@@ -175,7 +175,7 @@ conversion.to_litert(model, ["float32"])
 
 
 def test_unknown_formats_and_a_missing_tensorflow_say_what_to_do(model, monkeypatch):
-    with pytest.raises(SecateurError, match="'int3' received, expected one of float32, dynamic"):
+    with pytest.raises(SecateurError, match="'int3' received, expected one of float32, sparse, float16"):
         conversion.to_litert(model, ["int3"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[tensorflow\]'"):

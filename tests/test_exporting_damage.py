@@ -6,12 +6,13 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from tests.exporting_cases import EVERY, exported, left_in, refused, samples, values
+from tests.exporting_cases import EVERY, STORED, exported, left_in, refused, samples, values
 
 from secateur import exporting
 from secateur.errors import SecateurError
 from secateur.exporting import FORMATS, export
 from secateur.runtimes import litert
+from secateur.tflite import TfliteFile
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,11 @@ def stored(model, format, artifact):
     return found.values
 
 
-@pytest.fixture(params=EVERY)
+# Formats in which a kernel stands as its array's bytes; the others have a test of their own.
+PLAIN = [format for format in EVERY if format not in ("sparse", "int4")]
+
+
+@pytest.fixture(params=PLAIN)
 def copied(request, made, tmp_path):
     """A copy of each exported file, to be damaged."""
     model, promises, artifacts, _ = made
@@ -84,7 +89,7 @@ def test_the_lowest_bit_of_one_weight_is_noticed(copied, x):
     """No comparison of outputs could see it: for floats it is the 24th binary digit."""
     path, format, model, promises, kernel = copied
     index = np.unravel_index(np.abs(kernel.astype(float)).argmax(), kernel.shape)
-    if format == "dynamic":
+    if STORED[format] == "int8":
         flip(path, kernel, index, 100)  # one step is within rounding; from +-127 to 100 is not
     else:
         flip(path, kernel, index)
@@ -95,10 +100,8 @@ def test_a_zero_that_is_none_any_more_is_noticed(copied, x):
     """A tiny one: within half a step for codes only as code 0, in floats at no size."""
     path, format, model, promises, kernel = copied
     index = tuple(np.argwhere(kernel == 0)[0])
-    if format == "dynamic":
-        flip(path, kernel, index, 1)
-    else:
-        flip(path, kernel, index, np.float32(1e-30))
+    tiny = {"int8": 1, "float16": np.float16(6e-8), "float32": np.float32(1e-30)}
+    flip(path, kernel, index, tiny[STORED[format]])
     refused(path, format, model, promises, x, "dense/kernel .* not found")
 
 
@@ -123,19 +126,36 @@ def test_permuted_classes_are_caught_by_the_outputs(copied, x):
     path, format, model, promises, kernel = copied
     if FORMATS[format] == ".tflite":
         order = np.roll(np.arange(10), 1)
-        session = litert.load(path)
-        blob = path.read_bytes().replace(kernel.tobytes(), kernel[order].tobytes())
-        if format == "dynamic":
-            (codes,) = [c for c in session.constants() if c.coded]
-            blob = blob.replace(codes.scale.tobytes(), codes.scale[order].tobytes())
-        bias = values(model.layers[-1].bias)
-        path.write_bytes(blob.replace(bias.tobytes(), bias[order].tobytes()))
+        blob = path.read_bytes()
+        last = [c for c in litert.load(path).constants() if c.values.shape[0] == 10]
+        assert len(last) == 2
+        for constant in last:
+            arrays = [constant.values]
+            if constant.coded:
+                arrays.append(constant.scale)
+            for array in arrays:
+                assert array.tobytes() in blob
+                blob = blob.replace(array.tobytes(), array[order].tobytes())
+        path.write_bytes(blob)
     else:
         changed = keras.models.clone_model(model)
         *first, last, bias = model.get_weights()
         changed.set_weights([*first, np.roll(last, 1, -1), np.roll(bias, 1)])
         changed.save(path)
     refused(path, format, model, promises, x, "outputs differ from the model's")
+
+
+@pytest.mark.parametrize("format", ["sparse", "int4"])
+def test_one_wrong_byte_in_packed_or_encoded_weights_is_noticed(format, made, tmp_path, x):
+    model, promises, artifacts, _ = made
+    path = tmp_path / artifacts[format].path.name
+    blob = bytearray(artifacts[format].path.read_bytes())
+    tensors = [t for o in TfliteFile.parse(bytes(blob), "").operators for t in o.inputs if t]
+    (kernel,) = [t for t in tensors if t.shape == (10, 2028) and t.data is not None]
+    place = bytes(blob).find(kernel.data.tobytes())
+    blob[place + int(np.flatnonzero(kernel.data)[100])] ^= 0x44
+    path.write_bytes(blob)
+    refused(path, format, model, promises, x, r"dense/kernel \(2028, 10\) not found")
 
 
 def test_cut_and_foreign_files_are_refused(copied, x):

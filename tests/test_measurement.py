@@ -179,8 +179,8 @@ def test_threads_that_the_backend_chooses_are_not_guessed(model, data):
 
 
 def test_errors_name_the_file_or_the_shapes(folder, tmp_path, data):
-    with pytest.raises(SecateurError, match=r"expected a .tflite, .keras or .h5"):
-        measure(tmp_path / "model.onnx")
+    with pytest.raises(SecateurError, match=r"expected a .tflite, .onnx, .keras or .h5"):
+        measure(tmp_path / "model.pb")
     with pytest.raises(SecateurError, match="could not be read"):
         measure(tmp_path / "none.tflite")
     with pytest.raises(SecateurError, match=r"\(8, 8\) received"):

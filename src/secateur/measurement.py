@@ -15,7 +15,8 @@ import numpy as np
 from secateur.artifact import gzip_bytes
 from secateur.datasets import Data, Split, fit_to
 from secateur.errors import SecateurError
-from secateur.runtimes import Session, runtime_for
+from secateur.runtimes import Session, own_runtime
+from secateur.runtimes import runtime as named_runtime
 
 LATENCY_SECONDS, LATENCY_RUNS = 0.5, 1000
 
@@ -27,7 +28,9 @@ class Measurement:
     `sparsity` is the share of zeros among all weights and biases; `latency` is in microseconds at
     batch 1, on the wall and (`cpu_`) in CPU time of all threads; `threads` is None where the
     backend chooses them. `label_accuracy` is the share of right answers over all samples and labels
-    where a sample may have several labels at once. `metrics` are Keras metrics.
+    where a sample may have several labels at once. `metrics` are Keras metrics. `arena_bytes` is
+    the RAM that a microcontroller needs for tensors, `npu` an estimate for an accelerator, and
+    `omitted` says of what the runtime does not give why not.
     """
 
     path: str | None = None
@@ -51,6 +54,10 @@ class Measurement:
     latency: Mapping[str, float | None] | None = None
     load_ms: float | None = None
     metrics: Mapping[str, float] | None = None
+    arena_bytes: int | None = None
+    arena: Mapping[str, int] | None = None
+    npu: Mapping[str, Any] | None = None
+    omitted: Mapping[str, str] | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -65,8 +72,9 @@ def measure(
     latency: bool = True,
     batch: int = 256,
     metrics: Sequence[Any] = (),
+    runtime: str | None = None,
 ) -> Measurement:
-    """Measure a `.tflite`, `.keras` or `.h5` file in its own runtime, or a live Keras model.
+    """Measure a `.tflite`, `.keras` or `.h5` file in a runtime, or a live Keras model.
 
     Args:
         subject: a path, or a model.
@@ -78,15 +86,17 @@ def measure(
         latency: whether to time batches of one real sample (about half a second).
         batch: samples at a time, where the file allows it.
         metrics: `keras.metrics.Metric` objects, fed with labels and outputs.
+        runtime: its name, and its option after a colon: "litert:reference", "tflm",
+            "vela:ethos-u55-128"; None: the file's own, LiteRT with XNNPACK or Keras.
 
     Raises `SecateurError` for a file that does not run and for data that do not fit it.
     """
     data = _given(data)
     path = Path(subject) if isinstance(subject, str | Path) else None
-    runtime = runtime_for(path or "live.keras")
-    runtime.prepare()
+    chosen = named_runtime(runtime) if runtime else own_runtime(path or "live.keras")
+    chosen.prepare()
     begun = time.perf_counter()
-    session: Session = runtime.load(path or subject, threads)
+    session: Session = chosen.load(path or subject, threads)
     load_ms = (time.perf_counter() - begun) * 1e3
     found: dict[str, Any] = {
         "format": path.suffix[1:].lower() if path else "live",
@@ -94,21 +104,24 @@ def measure(
         "threads": session.threads,
         "macs": session.macs(),
         **count(session),
+        **session.costs(),
+        "omitted": dict(chosen.kind.omitted) or None,
     }
+    runs, timed = ("accuracy" not in chosen.kind.omitted, "latency" not in chosen.kind.omitted)
     if path:
         content = path.read_bytes()
         found |= {"path": str(path), "bytes": len(content), "gzip_bytes": gzip_bytes(content)}
-        found["load_ms"] = load_ms
-    if isinstance(data, Data):
+        found["load_ms"] = load_ms if timed else None
+    if isinstance(data, Data) and runs:
         data = fit_to(data, session.input_shape, session.output_shape).test
-    if data is not None and len(data):
+    if isinstance(data, Split) and len(data) and runs:
         outputs = session.predict(data.x, batch=batch)
         found["n"] = len(data)
         if data.y is not None:
             found |= score(_single(outputs), data.y)
             if metrics:
                 found["metrics"] = {m.name: _keras_metric(m, outputs, data.y) for m in metrics}
-        if latency:
+        if latency and timed:
             found["latency"] = time_one(session, data.x[:1])
     return Measurement(**found)
 

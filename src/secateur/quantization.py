@@ -7,6 +7,7 @@ values that calibration data give (its own moving average clips: docs/decisions/
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,11 @@ def quantize(blob: bytes, how: Quantization, ranges: Ranges | None = None) -> by
             "activation; fix: give calibration data"
         )
     quantizer = Quantizer(bytearray(blob))
-    _configure(quantizer, how, qtyping)
     found = None if how.activations is None else _statistics(blob, how, ranges or {})
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the quantizer's own use of the interpreter
+            _configure(quantizer, how, qtyping)
             result = quantizer.quantize(found, enable_progress_report=False)
     except Exception as error:  # it raises ValueError, RuntimeError and others, as its passes do
         raise SecateurError(
@@ -115,8 +117,10 @@ def _configure(quantizer: Any, how: Quantization, types: Any) -> None:
     if how.weights < 8:
         # First everything at 8 bits: what has no kernel for 4 would silently stay in float.
         add(every, 8, types.QuantGranularity.CHANNELWISE)
-        for name in ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP"):
-            add(types.TFLOperationName[name], how.weights, scales)
+        add(types.TFLOperationName.FULLY_CONNECTED, how.weights, scales)
+        for name in ("CONV_2D", "EMBEDDING_LOOKUP"):  # blocks exist for fully connected layers
+            granularity = types.QuantGranularity.CHANNELWISE
+            add(types.TFLOperationName[name], how.weights, granularity)
     else:
         add(every, how.weights, scales)
     if how.activations is not None and how.io == "float":
@@ -130,6 +134,11 @@ def _statistics(blob: bytes, how: Quantization, ranges: Ranges) -> dict[str, dic
     """What the quantizer takes: a range for each computed tensor, and for kernels that need one."""
     file = TfliteFile.parse(blob, "the float file")
     computed = _computed_floats(file)
+    if "" in computed:
+        raise SecateurError(
+            "a file without tensor names received (stripped?), expected the converter's; "
+            "fix: quantize first and strip afterwards"
+        )
     missing = [name for name in computed if name not in ranges]
     if missing:
         raise SecateurError(

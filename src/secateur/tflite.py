@@ -276,7 +276,10 @@ def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
 
 
 def _interface(model: Any, side: str) -> dict[str, int]:
-    """Name -> tensor of the inputs or outputs, by the signature where the file has one."""
+    """Name -> tensor of the inputs or outputs, by the signature where the file has one.
+
+    Tensors without a name are called input, input_1, ... and output, output_1, ...
+    """
     if model.SignatureDefsLength():
         signature = model.SignatureDefs(0)
         entries = [
@@ -285,4 +288,8 @@ def _interface(model: Any, side: str) -> dict[str, int]:
         return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
     graph = model.Subgraphs(0)
     indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
-    return {graph.Tensors(index).Name().decode(): index for index in indices}
+    word, found = side.removesuffix("s").lower(), {}
+    for place, index in enumerate(indices):
+        name = graph.Tensors(index).Name()  # a stripped file has none
+        found[name.decode() if name else f"{word}_{place}" if place else word] = index
+    return found

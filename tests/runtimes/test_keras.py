@@ -118,7 +118,7 @@ def test_an_unknown_layer_says_how_to_name_its_module(model, tmp_path):
 
 def test_another_suffix_is_refused():
     with pytest.raises(
-        SecateurError, match=r"model.pt received, expected a .tflite, .keras or .h5"
+        SecateurError, match=r"model.pt received, expected a .tflite, .onnx, .keras or .h5"
     ):
         runtime_for("model.pt")
 

@@ -79,8 +79,9 @@ def test_what_is_inside_the_file(files, model):
 
 
 def test_codes_are_within_half_a_step_of_the_weights(files, model):
-    (codes,) = [c for c in litert.load(files["dynamic"]).constants() if c.coded]
-    assert codes.values.dtype == np.int8 and codes.operator == "FULLY_CONNECTED"
+    constants = litert.load(files["dynamic"]).constants()
+    (codes,) = [c for c in constants if c.coded and c.operator == "FULLY_CONNECTED"]
+    assert codes.values.dtype == np.int8
     difference = np.abs(codes.dequantized() - np.asarray(model.layers[-1].kernel).T)
     assert 0 < (difference / codes.step()).max() <= 0.501
 

@@ -1,23 +1,63 @@
 """What a runtime offers to exporting and measuring: one module per runtime, loaded when needed.
 
-A runtime module has `load(path, threads) -> Session`. Only these modules run a compiled model.
+A runtime module has `prepare()`, which says what is not installed, and `load(path, threads) ->
+Session`, with a third argument where it has options. Only these modules run a compiled model.
 """
 
 import importlib
+import importlib.util
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 
-RUNTIMES = {".tflite": "litert", ".keras": "keras", ".h5": "keras"}
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a runtime before its module is imported.
+
+    The first of `options` is what it takes when none is named; `omitted` says which numbers it
+    does not give, and why.
+    """
+
+    suffixes: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    omitted: Mapping[str, str] = field(default_factory=dict)
+
+
+# The first that takes a suffix is the one such files are run in when none is named.
+RUNTIMES = {
+    "litert": Kind((".tflite",), ("xnnpack", "reference")),
+    "onnx": Kind((".onnx",)),
+    "keras": Kind((".keras", ".h5")),
+    "tflm": Kind(
+        (".tflite",),
+        omitted={"latency": "its time on this processor says nothing about a microcontroller's"},
+    ),
+    "vela": Kind(
+        (".tflite",),
+        (
+            *("ethos-u55-128", "ethos-u55-32", "ethos-u55-64", "ethos-u55-256"),
+            *("ethos-u65-256", "ethos-u65-512", "ethos-u85-128", "ethos-u85-256"),
+            *("ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
+        ),
+        omitted={
+            "accuracy": "Vela compiles and does not run; litert:reference computes the same integers",
+            "latency": "estimated for the NPU instead",
+        },
+    ),
+}
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
 
@@ -116,22 +156,179 @@ class Session(Protocol):
         """Return multiply-accumulates for one sample; None where an operator is not known."""
         ...
 
+    def costs(self) -> dict[str, Any]:
+        """Return what running it takes of the target, as fields of a `Measurement`; else {}."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime chosen by name, with its option: what `runtime` returns."""
+
+    name: str
+    option: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of it without importing it."""
+        return RUNTIMES[self.name]
+
+    def prepare(self) -> None:
+        """Import what it needs; raises `SecateurError` naming the extra that brings it."""
+        self._module().prepare()
+
+    def load(self, path: Any, threads: int = 1) -> Session:
+        """Load a file; raises `SecateurError` for one that is not of its kind, or does not run."""
+        suffixes = self.kind.suffixes
+        if isinstance(path, str | Path):
+            given, fits = str(path), Path(path).suffix.lower() in suffixes
+        else:
+            kind = ".tflite" if isinstance(path, bytes) else ".keras"
+            given, fits = f"a {type(path).__name__}", kind in suffixes
+        if not fits:
+            raise SecateurError(
+                f"{given} received for the runtime {self.name}, expected a {_or(suffixes)} file; "
+                "fix: convert it, or name another runtime"
+            )
+        option = () if self.option is None else (self.option,)
+        return self._module().load(path, threads, *option)
+
+    def _module(self) -> ModuleType:
+        return importlib.import_module(f"secateur.runtimes.{self.name}")
+
+
+def runtime(spec: str) -> Runtime:
+    """Return a runtime by its name, or its name, a colon and its option.
+
+    >>> runtime("vela:ethos-u65-256")
+    Runtime(name='vela', option='ethos-u65-256')
+    >>> runtime("litert")
+    Runtime(name='litert', option='xnnpack')
+    >>> runtime("tflmm")
+    Traceback (most recent call last):
+    ...
+    secateur.errors.SecateurError: unknown runtime 'tflmm'; did you mean 'tflm'?
+    """
+    name, colon, option = (part.strip() for part in spec.partition(":"))
+    if name not in RUNTIMES:
+        raise SecateurError(f"unknown runtime {name!r}; {nearest(name, RUNTIMES)}")
+    options = RUNTIMES[name].options
+    if not colon:
+        return Runtime(name, options[0] if options else None)
+    if not options:
+        raise SecateurError(
+            f"runtime {spec!r} received, expected no option after {name}; fix: write {name}"
+        )
+    if option not in options:
+        raise SecateurError(f"unknown option in {spec!r}; {nearest(option, options)}")
+    return Runtime(name, option)
+
 
 def runtime_for(path: str | Path) -> ModuleType:
     """Return the runtime module for a file, by its suffix; raises `SecateurError` for others.
 
-    >>> runtime_for("model.onnx")
+    >>> runtime_for("model.pb")
     Traceback (most recent call last):
     ...
-    secateur.errors.SecateurError: model.onnx received, expected a .tflite, .keras or .h5 file...
+    secateur.errors.SecateurError: model.pb received, expected a .tflite, .onnx, .keras or .h5...
+    """
+    return own_runtime(path)._module()
+
+
+def own_runtime(path: str | Path) -> Runtime:
+    """Return the runtime of a file by its suffix, for measuring it when none is named.
+
+    >>> own_runtime("model.tflite")
+    Runtime(name='litert', option='xnnpack')
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in RUNTIMES:
+    for name, kind in RUNTIMES.items():
+        if suffix in kind.suffixes:
+            return runtime(name)
+    known = dict.fromkeys(suffix for kind in RUNTIMES.values() for suffix in kind.suffixes)
+    raise SecateurError(
+        f"{path} received, expected a {_or(tuple(known))} file; "
+        "fix: convert it, or give the file its right suffix"
+    )
+
+
+def require(package: str, extra: str, where: str = "") -> None:
+    """Raise `SecateurError` with what to install where a package is not there.
+
+    >>> require("numpy", "micro")
+    """
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ValueError:  # what a module that was set to None raises
+        found = False
+    if not found:
         raise SecateurError(
-            f"{path} received, expected a .tflite, .keras or .h5 file; "
-            "fix: convert it, or give the file its right suffix"
+            f"{package} is not installed, expected it for this runtime; "
+            f"fix: pip install 'secateur[{extra}]'{where}"
         )
-    return importlib.import_module(f"secateur.runtimes.{RUNTIMES[suffix]}")
+
+
+def read(path: str | Path | bytes, suffix: str = ".tflite") -> tuple[bytes, str]:
+    """Return a file's bytes and what to call it in a message."""
+    if isinstance(path, bytes):
+        return path, "the converted model"
+    try:
+        return Path(path).read_bytes(), str(path)
+    except OSError as error:
+        raise SecateurError(
+            f"{path} could not be read ({error.strerror}), expected a {suffix} file; "
+            "fix: check the path"
+        ) from error
+
+
+def coded(array: np.ndarray, dtype: Any, scale: float, zero_point: int) -> np.ndarray:
+    """Return inputs as the file takes them: floats as codes where `scale` is not 0.
+
+    >>> coded(np.array([0.0, 0.5, 9.0]), np.int8, 0.5, -1)
+    array([-1,  0, 17], dtype=int8)
+    """
+    if scale and np.issubdtype(array.dtype, np.floating):
+        limits = np.iinfo(dtype)
+        array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
+    return np.ascontiguousarray(array, dtype)
+
+
+def decoded(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """Return outputs as floats; as they are where `scale` is 0.
+
+    >>> decoded(np.array([-1, 17], np.int8), 0.5, -1)
+    array([0., 9.], dtype=float32)
+    """
+    return (values.astype(np.float32) - zero_point) * scale if scale else values
+
+
+def run_child(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `python -m ...` apart, so that native code that crashes on a file ends only itself."""
+    environment = {
+        **os.environ,
+        # What this process can import, the other can too; -P: and not what lies in the folder.
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+    }
+    command = [sys.executable, "-P", "-m", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, check=False, **options)
+
+
+def ending(returncode: int) -> str:
+    """Return how a process ended, in words.
+
+    >>> ending(-11), ending(1)
+    ('crashed with SIGSEGV', 'stopped with status 1')
+    """
+    if returncode >= 0:
+        return f"stopped with status {returncode}"
+    try:
+        return f"crashed with {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"crashed with signal {-returncode}"
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def by_name(x: Arrays, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, np.ndarray]:

@@ -153,6 +153,10 @@ class KerasSession:
             return None
         return sum(count for count in counts if count is not None)
 
+    def costs(self) -> dict[str, Any]:
+        """Return nothing: Keras stands for no target."""
+        return {}
+
     def _packed(self, x: Arrays) -> Any:
         named = by_name(x, self._samples)
         return pack(self.model, [named[name] for name in self.input_names])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError
-from secateur.runtimes import Arrays, Constant, by_name, one_line, quiet
+from secateur.runtimes import Arrays, Constant, by_name, coded, decoded, one_line, quiet, read
 from secateur.tflite import TfliteFile
 
 
@@ -32,17 +32,13 @@ def prepare() -> None:
         ) from error
 
 
-def load(path: str | Path | bytes, threads: int = 1) -> "LiteRTSession":
-    """Load a `.tflite` file (or its bytes); raises `SecateurError` if it is not a working one."""
-    if isinstance(path, bytes):
-        return LiteRTSession(path, threads, "the converted model")
-    try:
-        return LiteRTSession(Path(path).read_bytes(), threads, str(path))
-    except OSError as error:
-        raise SecateurError(
-            f"{path} could not be read ({error.strerror}), expected a .tflite file; "
-            "fix: check the path"
-        ) from error
+def load(path: str | Path | bytes, threads: int = 1, kernels: str = "xnnpack") -> "LiteRTSession":
+    """Load a `.tflite` file (or its bytes); raises `SecateurError` if it is not a working one.
+
+    kernels: "xnnpack", fast; or "reference", which compute as a microcontroller's do.
+    """
+    blob, source = read(path)
+    return LiteRTSession(blob, threads, source, kernels=kernels)
 
 
 def ranges(blob: bytes, samples: Arrays, batch: int = 32) -> dict[str, tuple[float, float]]:
@@ -57,9 +53,18 @@ class LiteRTSession:
     `resizable` turns False at the first batch size that the file refuses; its own is used then.
     """
 
-    def __init__(self, blob: bytes, threads: int, source: str, *, preserve: bool = False):
+    def __init__(
+        self,
+        blob: bytes,
+        threads: int,
+        source: str,
+        *,
+        preserve: bool = False,
+        kernels: str = "xnnpack",
+    ):
         prepare()
         self._preserve = preserve
+        self._kernels = kernels
         self._blob, self._source = blob, source
         self.threads: int | None = threads
         self._file = TfliteFile.parse(blob, source)
@@ -67,7 +72,8 @@ class LiteRTSession:
         self._shapes: dict[str, list[int]] = {}
         self._open()
         self.resizable = True
-        self.name = f"litert {metadata.version('ai-edge-litert')}, XNNPACK"
+        kind = {"xnnpack": "XNNPACK", "reference": "reference kernels"}[kernels]
+        self.name = f"litert {metadata.version('ai-edge-litert')}, {kind}"
         self.input_names = tuple(self._file.inputs)
         self.output_names = tuple(self._file.outputs)
         self._samples = {
@@ -159,16 +165,19 @@ class LiteRTSession:
         rows = int(self._details[self._file.inputs[self.input_names[0]]]["shape"][0])
         return sum(count for count in counts if count is not None) // max(rows, 1)
 
+    def costs(self) -> dict[str, Any]:
+        """Return nothing: on this processor, latency is the cost."""
+        return {}
+
     def _open(self) -> None:
         from ai_edge_litert import interpreter as litert
 
-        options: dict[str, Any] = {}
-        if self._preserve:  # XNNPACK fuses operators, whose tensors are then not there to be read
+        options: dict[str, Any] = {"experimental_preserve_all_tensors": self._preserve}
+        if self._kernels == "reference":
+            options["experimental_op_resolver_type"] = litert.OpResolverType.BUILTIN_REF
+        elif self._preserve:  # XNNPACK fuses operators, whose tensors are then not there to be read
             resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            options = {
-                "experimental_preserve_all_tensors": True,
-                "experimental_op_resolver_type": resolver,
-            }
+            options["experimental_op_resolver_type"] = resolver
         try:
             with quiet():
                 self._interpreter = litert.Interpreter(
@@ -210,16 +219,10 @@ class LiteRTSession:
 
     def _coded(self, name: str, array: np.ndarray) -> np.ndarray:
         detail = self._details[self._file.inputs[name]]
-        scale, zero_point = detail["quantization"]
-        if scale and np.issubdtype(array.dtype, np.floating):
-            limits = np.iinfo(detail["dtype"])
-            array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
-        return np.ascontiguousarray(array, detail["dtype"])
+        return coded(array, detail["dtype"], *detail["quantization"])
 
     def _decoded(self, index: int) -> np.ndarray:
-        scale, zero_point = self._details[index]["quantization"]
-        values = self._interpreter.get_tensor(index)
-        return (values.astype(np.float32) - zero_point) * scale if scale else values
+        return decoded(self._interpreter.get_tensor(index), *self._details[index]["quantization"])
 
     def _refused(self, error: Exception) -> SecateurError:
         return SecateurError(

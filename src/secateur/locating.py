@@ -1,0 +1,181 @@
+"""Which tensor of a file each weight of a model became: found by layout and value, never by name."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.promises import Finding, Promise, check
+from secateur.quantization import QUANTIZATIONS
+from secateur.runtimes import Constant
+from secateur.runtimes.keras import leaves
+from secateur.weights import Weight, weight_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a format puts the axes of a Keras weight: axis `source` moves to `target`.
+
+    Shapes may gain or merge axes on the way; the order of the elements is what counts.
+    `channels`: the axes, in Keras's layout, along which a factor may have been folded.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    source: int = 0
+    target: int = 0
+    channels: tuple[tuple[int, ...], ...] = ((-1,),)
+
+    def back(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a tensor of the file in Keras's layout, which has `shape`.
+
+        >>> LAYOUTS[0].back(np.array([[1, 2, 3], [4, 5, 6]]), (3, 2)).tolist()
+        [[1, 4], [2, 5], [3, 6]]
+        """
+        moved = np.moveaxis(np.empty(shape, np.bool_), self.source, self.target).shape
+        return np.moveaxis(array.reshape(moved), self.target, self.source)
+
+
+LAYOUTS = (
+    # Of a normalization between two Dense layers, the factor goes into the inputs of the second.
+    Layout(
+        name="(..., in, out) -> (out, ..., in)",
+        ranks=(2, 3, 4, 5),
+        source=-1,
+        channels=((-1,), (-2,)),
+    ),
+    Layout(
+        name="(..., in, multiplier) -> (1, ..., in * multiplier)",
+        ranks=(3, 4),
+        channels=((-2, -1),),
+    ),
+    Layout(name="(..., out, in) -> (out, ..., in)", ranks=(3, 4), source=-2, channels=((-2,),)),
+    Layout(name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), target=-1, channels=((1, 2),)),
+    Layout(name="as in Keras", ranks=(1, 2, 3, 4, 5)),
+)
+
+# Layers whose kernels every format stores whole; of others (recurrent, custom) only what was
+# promised must be found, since a converter may cut or merge them.
+TRACED = {
+    *("Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D"),
+    *("DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose"),
+    "Conv2DTranspose",
+}
+# Layers that converters fold into their neighbours' weights, as a factor for each channel.
+FOLDED = {"BatchNormalization", "Normalization", "Rescaling"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A weight and the tensor of the file that holds it, times `factor` if one was folded in."""
+
+    weight: Weight
+    constant: Constant | None = None
+    layout: Layout = LAYOUTS[-1]
+    factor: np.ndarray | None = None
+
+    def to_record(self, format: str) -> dict[str, Any]:
+        """Plain data: the tensor, its type and layout, or why there is none."""
+        if self.constant is None:
+            reason = "not located by its values as one tensor; outputs were compared"
+            return {"tensor": None, "reason": reason}
+        dtype = str(self.constant.values.dtype)
+        record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout.name}
+        if self.factor is not None:
+            record["folded"] = "times a factor for each channel"
+        how = QUANTIZATIONS.get(format)
+        if how and how.weights <= 8 and not self.constant.coded and self.weight.role == "kernel":
+            record["skipped"] = "left in float by the quantizer"
+        return record
+
+    def check(self, promise: Promise) -> Finding:
+        """Check a promise of the weight on the tensor's own values."""
+        if self.constant is None:  # `located` raises for a promised weight that is not there
+            raise AssertionError(promise.path)
+        values = self.layout.back(self.constant.centred(), self.weight.shape)
+        # A half-precision float may round to zero too.
+        coded = self.constant.coded or values.dtype == np.float16
+        if self.factor is not None and not coded:
+            values = values + 0.0  # a negative factor makes -0.0 of a zero
+            coded = not self.factor.all()  # and 0 makes zeros of a whole channel
+        return check(promise, values, coded=coded)
+
+
+def located(constants: Sequence[Constant], model: Any, promised: set[str]) -> dict[str, Match]:
+    """Each weight of the model with its tensor in the file, by layout and value, never by name."""
+    by_size: dict[int, list[Constant]] = {}
+    for constant in constants:
+        by_size.setdefault(constant.values.size, []).append(constant)
+    foldable = any(type(layer).__name__ in FOLDED for layer in leaves(model))
+    found, lost = {}, []
+    for weight in weight_table(model):
+        with np.errstate(all="ignore"):  # a damaged file may hold anything: inf, or nearly
+            match = _find(weight, by_size.get(weight.size, []), foldable)
+        traced = weight.layer_class in TRACED and weight.role in ("kernel", "embedding")
+        traced = traced and not (foldable and _thin(weight))
+        if match is None and (traced or weight.path in promised):
+            lost.append(f"{weight.path} {weight.shape}")
+        found[weight.path] = match or Match(weight=weight)
+    lost += sorted(promised - set(found))
+    if lost:
+        raise SecateurError(
+            f"{', '.join(lost)} not found among the tensors of the file, expected every kernel of "
+            "the model with its values; fix: the file is damaged or of another model, export again"
+        )
+    return found
+
+
+def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> Match | None:
+    values = np.asarray(weight.read())
+    layouts = [layout for layout in LAYOUTS if values.ndim in layout.ranks]
+    for constant, layout in itertools.product(candidates, layouts):
+        stored, slack = _stored(constant, layout, values.shape)
+        # Half a step is what rounding may cost.
+        if (np.abs(stored - values) <= 0.501 * slack).all():
+            return Match(weight=weight, constant=constant, layout=layout)
+    for constant, layout in itertools.product(candidates if foldable else (), layouts):
+        stored, slack = _stored(constant, layout, values.shape)
+        # The factor is estimated from rounded values: that may cost as much again.
+        slack = slack + 1e-5 * np.abs(stored).max(initial=0)
+        for channels in layout.channels:
+            factor = _factor(values, stored, channels)
+            # With a factor for each element anything fits, save for where the zeros are.
+            telling = values.size >= 2 * factor.size or _same_zeros(values, stored, constant.coded)
+            if telling and (np.abs(stored - factor * values) <= slack).all():
+                return Match(weight=weight, constant=constant, layout=layout, factor=factor)
+    return None
+
+
+def _thin(weight: Weight) -> bool:
+    """Whether a kernel has one element for each channel: no values that a factor leaves telling."""
+    channels = weight.shape[-2:] if len(weight.shape) > 1 else weight.shape
+    depthwise = weight.layer_class.startswith("DepthwiseConv") or "depthwise" in weight.path
+    return weight.size < 2 * (math.prod(channels) if depthwise else max(channels, default=1))
+
+
+def _same_zeros(values: np.ndarray, stored: np.ndarray, coded: bool) -> bool:
+    """Whether a kernel and a tensor are zero in the same places; codes may round more to zero."""
+    zeros, found = values == 0, stored == 0
+    if values.ndim < 2 or zeros.all() or not zeros.any() or found.all():
+        return False
+    return bool((found >= zeros).all() if coded else (found == zeros).all())
+
+
+def _stored(
+    constant: Constant, layout: Layout, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A tensor of the file as floats, and the step of its codes, in Keras's layout."""
+    step = np.broadcast_to(constant.step(), constant.values.shape)
+    return layout.back(constant.dequantized(), shape), layout.back(step, shape)
+
+
+def _factor(values: np.ndarray, stored: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """The factor for each channel that brings `values` closest to `stored`, by least squares."""
+    kept = {axis % values.ndim for axis in channels}
+    others = tuple(axis for axis in range(values.ndim) if axis not in kept)
+    power = np.sum(np.square(values), others, keepdims=True)
+    return np.sum(values * stored, others, keepdims=True) / np.where(power == 0, 1, power)

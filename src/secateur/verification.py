@@ -1,0 +1,167 @@
+"""A file is held against the model it came from: run at batch 1 and n, compared, its promises checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur import conversion
+from secateur.errors import SecateurError
+from secateur.locating import located
+from secateur.promises import Finding, Promise, require
+from secateur.runtimes import Session, runtime_for
+from secateur.runtimes.keras import KerasSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far the outputs of a file may be from the model's.
+
+    `largest`: of the absolute differences, relative to the largest output. `rms`: of the
+    differences, relative to the standard deviation of the outputs; None: not looked at.
+    `agreement`: share of samples with the same largest output; two samples may always differ.
+    """
+
+    largest: float
+    rms: float | None
+    agreement: float
+
+
+TOLERANCES = {
+    # The same operations on the same weights: only the order of additions may differ.
+    "keras": Tolerance(largest=1e-5, rms=None, agreement=0.99),
+    "h5": Tolerance(largest=1e-5, rms=None, agreement=0.99),
+    # Other kernels and folded normalizations, in float: 1.4e-6 at most over eight kinds of
+    # network. No rms: it is rounding over next to nothing where an untrained network answers
+    # nearly the same to everything (2e-4 measured on a correct file).
+    "float32": Tolerance(largest=1e-4, rms=None, agreement=0.99),
+    # The same floats, zeros encoded.
+    "sparse": Tolerance(largest=1e-4, rms=None, agreement=0.99),
+    # Weights rounded to 11 bits of mantissa.
+    "float16": Tolerance(largest=0.05, rms=0.02, agreement=0.97),
+    # Weights and activations rounded to 8 bits: rms 0.016, agreement 0.95 at worst over the same
+    # networks, trained and not; permuted classes or a wrong tensor give an rms of about 1.
+    "dynamic": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
+    "int8": Tolerance(largest=1.0, rms=0.25, agreement=0.8),
+    "int16x8": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
+    # 15 levels for a weight.
+    "int4": Tolerance(largest=1.0, rms=0.5, agreement=0.6),
+}
+
+# Samples for the comparison, and how many at a time: enough for a share, little for the memory.
+SAMPLES, BATCH = 256, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What `verify` found: the tensor of each weight, the parity of outputs, checked promises."""
+
+    tensors: Mapping[str, Mapping[str, Any]]
+    parity: Mapping[str, float]
+    findings: tuple[Finding, ...]
+
+
+def verify(
+    path: str | Path,
+    format: str,
+    model: Any,
+    promises: Sequence[Promise] = (),
+    data: Any = None,
+) -> Verified:
+    """Reload a file and hold it against the model it came from; see `export` for the arguments.
+
+    Raises `SecateurError` where it does not run at batch 1 and n, its outputs differ by more than
+    `TOLERANCES[format]`, a weight is not found among its tensors, or a promise is broken.
+    """
+    try:
+        session = runtime_for(path).load(path, 1)
+        parity = _compared(session, model, format, data)
+        found = located(session.constants(), model, {promise.path for promise in promises})
+        findings = tuple(found[promise.path].check(promise) for promise in promises)
+        require(findings)
+    except SecateurError as error:
+        told = str(error)
+        raise SecateurError(told if str(path) in told else f"{path}: {told}") from error
+    tensors = {place: match.to_record(format) for place, match in found.items()}
+    return Verified(tensors=tensors, parity=parity, findings=findings)
+
+
+def compare(
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    format: str,
+    steps: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Return the parity of outputs, {name: (n, ...)}, the worst over them, or raise.
+
+    steps: distance between neighbouring values of an output that is coded; where outputs hardly
+    vary, two of them may be all there is to see, and are not held against the file.
+
+    >>> logits = {"out": np.array([[1.0, 0.0], [0.0, 1.0]])}
+    >>> compare(logits, logits, "float32")["agreement"]
+    1.0
+    >>> compare(logits, {"out": logits["out"][:, ::-1]}, "float32")
+    Traceback (most recent call last):
+    ...
+    secateur.errors.SecateurError: outputs differ from the model's (largest difference 1 ...
+    """
+    allowed, parity = TOLERANCES[format], {"largest": 0.0, "relative_rms": 0.0, "agreement": 1.0}
+    n = len(next(iter(reference.values())))
+    for name, expected in reference.items():
+        given = outputs[name]
+        if given.shape != expected.shape or not np.isfinite(given).all():
+            raise SecateurError(
+                f"output {name} of shape {given.shape} received"
+                f"{'' if np.isfinite(given).all() else ' with NaN or infinity in it'}, expected "
+                f"{expected.shape}, finite; fix: convert the model again"
+            )
+        difference = np.abs(given.astype(np.float64) - expected)
+        beyond = np.maximum(difference - 2 * (steps or {}).get(name, 0.0), 0.0)
+        rms = np.sqrt(np.mean(np.square(beyond)))
+        spread, size = float(np.std(expected)), float(np.abs(expected).max())
+        parity["largest"] = max(parity["largest"], difference.max() / (size or 1.0))
+        parity["relative_rms"] = max(parity["relative_rms"], rms / (spread or size or 1.0))
+        if expected.ndim > 1 and expected.shape[-1] > 1:
+            chosen = np.take_along_axis(expected, given.argmax(-1)[..., None], -1)[..., 0]
+            same = chosen >= expected.max(-1) - 1e-6 * size  # of equal outputs any will do
+            parity["agreement"] = min(parity["agreement"], np.mean(same))
+    parity = {name: float(value) for name, value in parity.items()}
+    if (
+        parity["largest"] > allowed.largest
+        or (allowed.rms is not None and parity["relative_rms"] > allowed.rms)
+        or (1 - parity["agreement"]) * n > (1 - allowed.agreement) * n + 2
+    ):
+        raise SecateurError(
+            f"outputs differ from the model's (largest difference {parity['largest']:.2g} of the "
+            f"largest output, rms {parity['relative_rms']:.2g}, agreement "
+            f"{parity['agreement']:.3f} over {n} samples), expected {allowed} for {format}; "
+            "fix: export again, or choose another format"
+        )
+    return parity
+
+
+def _compared(session: Session, model: Any, format: str, data: Any) -> dict[str, float]:
+    """Parity with the model at batch n; batch 1 must give what batch n gives."""
+    live = KerasSession(model)
+    if data is None:
+        samples = conversion.random_inputs(model, SAMPLES // 4)
+    else:
+        given = data if isinstance(data, Mapping) else {live.input_names[0]: np.asarray(data)}
+        samples = {name: array[:SAMPLES] for name, array in given.items()}
+    outputs = _outputs(session, samples, BATCH)
+    parity = compare(_outputs(live, samples, BATCH), outputs, format, session.output_steps)
+    alone = _outputs(session, {name: array[:3] for name, array in samples.items()}, 1)
+    if not session.resizable:
+        raise SecateurError(
+            "the file runs at one batch size only, expected every size; fix: replace the layer "
+            "that fixes the batch size (a reshape across it)"
+        )
+    compare({name: array[:3] for name, array in outputs.items()}, alone, "float32")
+    return {**parity, "n": len(next(iter(samples.values())))}
+
+
+def _outputs(session: Session, samples: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+    outputs = session.predict(samples, batch=batch)
+    return outputs if isinstance(outputs, dict) else {session.output_names[0]: outputs}
