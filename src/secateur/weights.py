@@ -46,6 +46,11 @@ class Weight:
             total *= n
         return total
 
+    @property
+    def in_cell(self) -> bool:
+        """Whether a recurrent cell computes with it, Keras's or a user's: inside a loop over time."""
+        return hasattr(self.owner, "state_size")
+
     def read(self) -> Any:
         """The values as a NumPy array of `shape`."""
         import keras
