@@ -331,7 +331,8 @@ def copy_model(model: Any) -> Any:
         with keras.saving.custom_object_scope(custom):
             copy = type(model).from_config(model.get_config())
         if not copy.built:
-            copy.build(model.input_shape)
+            copy.build_from_config(model.get_build_config())
+            copy.built = True  # a subclassed model was traced, which Keras does not count
         copy.set_weights(model.get_weights())
         for mine, theirs in zip(random_states(copy), random_states(model), strict=False):
             mine.assign(theirs)  # Dropout's: not among the weights, and drawn anew by from_config

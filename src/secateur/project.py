@@ -24,6 +24,9 @@ from secateur.promises import Promise
 from secateur.weights import Weight, WeightTable, weight_table
 
 
+MASK = "secateur_mask"  # the name of every mask variable
+
+
 class Projection:
     """Holds a boolean mask over chosen weights after every update of one optimizer.
 
@@ -37,9 +40,7 @@ class Projection:
         self._optimizer = innermost(optimizer)
         self.weights = dict(weights)
         self._masks = {
-            path: keras.Variable(
-                np.ones(w.shape, bool), dtype="bool", trainable=False, name="secateur_mask"
-            )
+            path: keras.Variable(np.ones(w.shape, bool), dtype="bool", trainable=False, name=MASK)
             for path, w in self.weights.items()
         }
         self._carried: list[Any] = []
