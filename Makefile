@@ -21,7 +21,8 @@ OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 # Tests that give the same answer whatever the Keras backend run once, on TensorFlow. A new test file
 # is run on every backend unless it is named here.
 ONE_BACKEND := tests/test_architecture.py tests/arrays tests/reporting tests/test_artifact.py \
-    tests/benchmarks tests/test_datasets.py tests/test_sources.py tests/test_promises.py tests/test_readme.py tests/test_recipe.py
+    tests/benchmarks tests/test_datasets.py tests/test_sources.py tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_docs.py \
+    tests/test_examples.py tests/test_testing.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check test-backends slow results results-check wheel clean

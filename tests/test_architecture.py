@@ -261,7 +261,10 @@ def test_light_modules_load_no_framework(module):
 # --- the repository -------------------------------------------------------------------------------
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the import name with dashes
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+}  # where it is not the import name with dashes
 
 
 def test_every_import_is_declared():

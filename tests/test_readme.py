@@ -1,46 +1,29 @@
 """The README's code is executed, its recipe loads, and its commands exist."""
 
 import os
-import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tests.documents import blocks, execute, page
 
 from secateur.recipe import Recipe
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+README = page("README.md")
 
 
 @pytest.mark.skipif(
     os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow", reason="shown on TensorFlow"
 )
 def test_the_python_code_runs_as_it_stands(tmp_path):
-    code = "\n".join(blocks("python"))
-    assert code.count("sc.") > 10
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert "\n".join(blocks(README, "python")).count("sc.") > 10
+    printed = [text for _, text in execute("README.md", tmp_path)]
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "pruned.keras").exists()
-    assert "points" in result.stdout
+    assert "points" in printed[0]
 
 
 def test_the_recipe_loads():
-    (text,) = blocks("toml")
+    (text,) = blocks(README, "toml")
     assert Recipe.from_toml(text).stage_names() == ("pruned",)
 
 
@@ -52,7 +35,10 @@ def test_every_command_shown_exists_with_its_options():
 
     commands = get_command(app)
     shown = [
-        line for block in blocks("") for line in block.splitlines() if line.startswith("secateur ")
+        line
+        for block in blocks(README, "")
+        for line in block.splitlines()
+        if line.startswith("secateur ")
     ]
     assert len(shown) >= 7
     for line in shown:

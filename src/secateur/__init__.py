@@ -11,6 +11,7 @@ _HOMES = {
     "load_data": "secateur.datasets",
     "Data": "secateur.datasets",
     "inspect": "secateur.inspection",
+    "weight_table": "secateur.weights",
     "Select": "secateur.weights",
     "Schedule": "secateur.arrays.schedules",
     "Rewind": "secateur.arrays.schedules",
@@ -24,6 +25,7 @@ _HOMES = {
     "Export": "secateur.recipe",
     "Step": "secateur.recipe",
     "Recipe": "secateur.recipe",
+    "copy_model": "secateur.compression",
     "compress": "secateur.compression",
     "Promise": "secateur.promises",
     "export": "secateur.exporting",
@@ -40,6 +42,7 @@ __all__ = [  # noqa: RUF022
     "load_data",
     "Data",
     "inspect",
+    "weight_table",
     "Select",
     "Schedule",
     "Rewind",
@@ -53,6 +56,7 @@ __all__ = [  # noqa: RUF022
     "Export",
     "Step",
     "Recipe",
+    "copy_model",
     "compress",
     "Promise",
     "export",
@@ -65,7 +69,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from secateur.arrays.schedules import Rewind, Schedule
-    from secateur.compression import compress
+    from secateur.compression import compress, copy_model
     from secateur.datasets import Data
     from secateur.datasets import load as load_data
     from secateur.errors import SecateurError
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
     from secateur.promises import Promise
     from secateur.recipe import Export, Recipe, Step
     from secateur.training import Train, reestimate_batchnorm
-    from secateur.weights import Select
+    from secateur.weights import Select, weight_table
 
 
 def __getattr__(name: str) -> Any:

@@ -180,7 +180,7 @@ def _watched(owners: dict[int, Any], see: Callable[[int, Any, bool], None]) -> I
 
 def _require_visible_inputs(weight: Weight) -> None:
     name, kind = weight.path.rsplit("/", 1)[-1], type(weight.owner).__name__
-    if "Cell" not in kind and name not in ("pointwise_kernel", "recurrent_kernel"):
+    if not weight.in_cell and name not in ("pointwise_kernel", "recurrent_kernel"):
         return
     raise SecateurError(
         f"{weight.path} {weight.shape}: the inputs of this kernel are made inside {kind}, where they "

@@ -15,7 +15,7 @@ from secateur.capture import batches_of
 from secateur.datasets import Data, fit_to, load
 from secateur.errors import SecateurError
 from secateur.methods.keep_zeros import KeepZeros
-from secateur.plan import Plan
+from secateur.plan import Plan, promised_zeros
 from secateur.promises import Promise, check, require
 from secateur.recipe import Recipe
 from secateur.training import (
@@ -29,7 +29,7 @@ from secateur.training import (
     reestimate_batchnorm,
     train,
 )
-from secateur.weights import WeightTable, weight_table
+from secateur.weights import weight_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def run_step(
             loss=_loss_for(model, loss, settings, samples),
         )
     if "zeros" in method.makes:
-        promises = _with_zeros(promises, masks, weight_table(model))
+        promises = promised_zeros(masks, weight_table(model), promises)
     settle_batchnorm(model, recipe, settings, data)
     check_promises(model, promises)
     return Stage(
@@ -331,7 +331,8 @@ def copy_model(model: Any) -> Any:
         with keras.saving.custom_object_scope(custom):
             copy = type(model).from_config(model.get_config())
         if not copy.built:
-            copy.build(model.input_shape)
+            copy.build_from_config(model.get_build_config())
+            copy.built = True  # a subclassed model was traced, which Keras does not count
         copy.set_weights(model.get_weights())
         for mine, theirs in zip(random_states(copy), random_states(model), strict=False):
             mine.assign(theirs)  # Dropout's: not among the weights, and drawn anew by from_config
@@ -352,22 +353,6 @@ def check_promises(model: Any, promises: Sequence[Promise]) -> None:
 def step_seed(seed: int, number: int) -> int:
     """A training seed of its own for each step, so that a resumed run repeats it exactly."""
     return 1000 * seed + number + 1
-
-
-def _with_zeros(
-    earlier: Sequence[Promise], masks: Mapping[str, np.ndarray], table: WeightTable
-) -> tuple[Promise, ...]:
-    """Earlier promises and those of the masks that a step held.
-
-    What the masks claim, not what came out of training: had the zeros been lost on the way, a
-    promise read back from the weights would agree with the loss. A kept weight that is zero by
-    itself belongs to it too, since in floats the zeros are exactly those promised.
-    """
-    found = {(p.path, p.kind): p for p in earlier}
-    for path, keep in masks.items():
-        zeros = ~keep | (table[path].read() == 0)
-        found[path, "zeros"] = Promise(path, "zeros", zeros, table[path].shape)
-    return tuple(found.values())
 
 
 def _joined(histories: Sequence[History]) -> History:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from secateur.promises import Promise
 from secateur.weights import Select, WeightTable
 
 
@@ -121,6 +122,22 @@ class Method(Protocol):
     ) -> dict[str, np.ndarray]:
         """Act at once on the model's weights, without training; path -> mask, True = kept."""
         ...
+
+
+def promised_zeros(
+    masks: Mapping[str, np.ndarray], table: WeightTable, earlier: Sequence[Promise] = ()
+) -> tuple[Promise, ...]:
+    """Earlier promises and those of the masks (path -> True = kept) that a step held.
+
+    What the masks claim, not what came out of training: had the zeros been lost on the way, a
+    promise read back from the weights would agree with the loss. A kept weight that is zero by
+    itself belongs to it too, since in floats the zeros are exactly those promised.
+    """
+    found = {(p.path, p.kind): p for p in earlier}
+    for path, keep in masks.items():
+        zeros = ~keep | (table[path].read() == 0)
+        found[path, "zeros"] = Promise(path, "zeros", zeros, table[path].shape)
+    return tuple(found.values())
 
 
 def plan_selection(step: str, select: Select, table: WeightTable, how: str) -> Plan:

@@ -19,7 +19,12 @@ from keras import ops
 
 from secateur.arrays.masks import apply_mask
 from secateur.errors import SecateurError
+from secateur.plan import promised_zeros
+from secateur.promises import Promise
 from secateur.weights import Weight, WeightTable, weight_table
+
+
+MASK = "secateur_mask"  # the name of every mask variable
 
 
 class Projection:
@@ -35,9 +40,7 @@ class Projection:
         self._optimizer = innermost(optimizer)
         self.weights = dict(weights)
         self._masks = {
-            path: keras.Variable(
-                np.ones(w.shape, bool), dtype="bool", trainable=False, name="secateur_mask"
-            )
+            path: keras.Variable(np.ones(w.shape, bool), dtype="bool", trainable=False, name=MASK)
             for path, w in self.weights.items()
         }
         self._carried: list[Any] = []
@@ -240,6 +243,11 @@ class ProjectionCallback(keras.callbacks.Callback):
             self.projection.hold(path, ~zeros, weights[path].read())
         return self.projection
 
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """What a finished training claims of the model's weights: hand them to `export`."""
+        return promised_zeros(self.masks, weight_table(self.model))
+
     def end(self) -> None:
         """Keep the masks for whoever asks, and say so when they were overrun."""
         if self.projection is None:
@@ -375,7 +383,7 @@ def _traced() -> bool:
 
         return tf.inside_function()
     if keras.backend.backend() == "jax":
-        import jax
+        import jax.core
 
         return isinstance(ops.zeros(()), jax.core.Tracer)
     return False

@@ -337,8 +337,8 @@ def _lowered(name: str, value: Any, lower: _Lower) -> Any:
 
 def _refuse_function(name: str, function: Any) -> None:
     raise SecateurError(
-        f"{name}={_called(function)} is a function: it works from Python, "
-        "but cannot be written into a recipe file"
+        f"{name}={_called(function)} is a function: it works from Python, but cannot be written into "
+        "a recipe file; fix: name a built-in one, or keep the recipe in Python"
     )
 
 

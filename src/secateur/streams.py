@@ -90,7 +90,7 @@ def require_memory(size: int, what: str, fix: str = "") -> None:
     secateur.errors.SecateurError: these images, 10.0 GiB or more in memory, received, ...
     """
     if size > MEMORY_LIMIT:
-        streaming = "or keep your own model.fit with Plan.callback(), which streams"
+        streaming = "or keep your own model.fit with Prune(...).callback(), which streams"
         raise refused(
             f"{what}, {size / 2**30:.1f} GiB or more in memory,",
             f"at most {MEMORY_LIMIT / 2**30:.1f} GiB",

@@ -15,7 +15,7 @@ from secateur.capture import without_gradients
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.measurement import are_probabilities
-from secateur.project import release
+from secateur.project import MASK, release
 from secateur.weights import weight_table
 
 DECAYS = ("none", "cosine")
@@ -98,7 +98,8 @@ class Snapshot(keras.callbacks.Callback):
     def take(self, model: Any) -> None:
         """Take it now."""
         self.weights = model.get_weights()
-        variables = model.optimizer.variables
+        # Without the masks, which on JAX travel among them.
+        variables = [v for v in model.optimizer.variables if v.name != MASK]
         self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in variables]
 
     def restore(self, model: Any) -> None:

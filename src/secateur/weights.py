@@ -8,6 +8,7 @@ weights by it. Nothing here changes a weight.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,11 @@ class Weight:
         for n in self.shape:
             total *= n
         return total
+
+    @property
+    def in_cell(self) -> bool:
+        """Whether a recurrent cell computes with it, Keras's or a user's: inside a loop over time."""
+        return hasattr(self.owner, "state_size")
 
     def read(self) -> Any:
         """The values as a NumPy array of `shape`."""
@@ -104,16 +110,16 @@ def weight_table(model: Any) -> WeightTable:
     outputs = {id(v) for layer in _output_layers(model) for v in layer.variables}
     rows: dict[int, Weight] = {}
     taken: set[str] = set()
-    for prefix, layer in _layers(model):
+    for place, layer in _layers(model):
         owners = _owners(layer)
         for variable in layer.variables:
             if id(variable) in rows or _is_rng_state(variable):
                 continue
             name, owner = owners.get(id(variable), (variable.name, layer))
-            path = _unique(f"{prefix}{layer.name}/{name}", taken)
+            path = _unique(f"{place}/{name}", taken)
             rows[id(variable)] = Weight(
                 path=path,
-                layer=prefix + layer.name,
+                layer=place,
                 layer_class=type(layer).__name__,
                 role="kernel" if _is_declared(owner, variable) else _role(variable.name),
                 shape=tuple(variable.shape),
@@ -204,17 +210,47 @@ class Select:
 
 
 def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each layer of a model with its path, nested models opened; last the model, for its own weights."""
     import keras
 
-    for layer in model.layers:
+    # The names of a Functional model's layers are in its config. Those that Keras gave the layers
+    # of a subclassed one are counted through the process, and anew when it is loaded.
+    fixed = bool(getattr(model, "outputs", None)) or isinstance(model, keras.Sequential)
+    names = [layer.name for layer in model.layers] if fixed else _local_names(model.layers)
+    for layer, name in zip(model.layers, names, strict=True):
         if isinstance(layer, keras.Model):
-            yield from _layers(layer, f"{prefix}{layer.name}/")
+            yield from _layers(layer, f"{prefix}{name}/")
         else:
-            yield prefix, layer
+            yield prefix + name, layer
     # Weights that a subclassed model owns itself belong to no layer.
     owned = {id(v) for layer in model.layers for v in layer.variables}
     if any(id(v) not in owned for v in model.variables if not _is_rng_state(v)):
-        yield prefix, model
+        yield prefix + model.name, model
+
+
+def _local_names(layers: Sequence[Any]) -> list[str]:
+    """Names within one parent: those that Keras numbered through the process are counted here anew."""
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for layer in layers:
+        automatic = to_snake_case(type(layer).__name__)
+        name = layer.name
+        if re.fullmatch(rf"{automatic}(_\d+)?", name):
+            count = counts[automatic] = counts.get(automatic, -1) + 1
+            name = f"{automatic}_{count}" if count else automatic
+        names.append(name)
+    return names
+
+
+def to_snake_case(name: str) -> str:
+    """The name that Keras derives from a class.
+
+    >>> to_snake_case("Conv2DTranspose"), to_snake_case("LSTMCell")
+    ('conv2d_transpose', 'lstm_cell')
+    """
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _output_layers(model: Any) -> list[Any]:
@@ -276,9 +312,9 @@ def _owners(layer: Any) -> dict[int, tuple[str, Any]]:
 
     def visit(part: Any, trail: str) -> None:
         seen.add(id(part))
-        for inner in part._layers:
+        for inner, name in zip(part._layers, _local_names(part._layers), strict=True):
             if id(inner) not in seen:
-                visit(inner, f"{trail}{inner.name}/")
+                visit(inner, f"{trail}{name}/")
         for variable in (*part._trainable_variables, *part._non_trainable_variables):
             found.setdefault(id(variable), (trail + variable.name, part))
 

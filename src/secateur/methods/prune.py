@@ -286,7 +286,7 @@ def _fitting(change: Change, weight: Weight, cut: patterns.Pattern) -> Change:
     """The change, or why the pattern does not apply to this weight."""
     shape = canonical(np.broadcast_to(np.zeros((), bool), weight.shape), weight.axes).shape
     reason = patterns.check_fits(cut, shape)
-    if isinstance(cut, patterns.Units) and "Cell" in type(weight.owner).__name__:
+    if isinstance(cut, patterns.Units) and weight.in_cell:
         reason = "a unit of a recurrent layer spans several weights"
     return change if reason is None else dataclasses.replace(change, how=None, reason=reason)
 

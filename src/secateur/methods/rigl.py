@@ -26,8 +26,9 @@ class RigL:
     sparsity: the fraction of zeros throughout. allocation: how it is shared out, as in `Prune`.
     fraction: of the kept weights exchanged at the first update; it falls to zero by a cosine.
     every: steps between updates. end: share of the training after which the masks stay. The first
-    masks are those of the largest magnitudes, so a resumed training finds its own again. A grown
-    weight starts at zero and moves with its next update. select: which weights.
+    masks are those of the largest magnitudes, so a resumed training finds its own again, where every
+    weight that it kept has left zero. A grown weight starts at zero and moves with its next update.
+    select: which weights.
 
     >>> RigL(sparsity=0.9).share_at(0), RigL(sparsity=0.9).share_at(0.75)
     (0.3, 0.0)
