@@ -48,7 +48,8 @@ class Artifact:
     """A verified file: `stage` says which model, `format` how it was written.
 
     `parity` holds how far its outputs are from the model's, `tensors` which tensor of the file
-    each weight became. `sha256` and `bytes` are of the file as it stands at `path`.
+    each weight became, `notes` what a user should know of it. `sha256` and `bytes` are of the file
+    as it stands at `path`.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Artifact:
     sha256: str
     parity: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Return plain JSON data; the path is the bare file name, so that a folder can move."""
@@ -135,8 +137,8 @@ def write_json_atomically(path: Path, record: Any) -> None:
     write_atomically(path, text + "\n")
 
 
-def describe(path: Path, *, format: str, stage: str, **found: Mapping[str, Any]) -> Artifact:
-    """Return the `Artifact` of a file on the disk; `found` are its `parity` and `tensors`."""
+def describe(path: Path, *, format: str, stage: str, **found: Any) -> Artifact:
+    """Return the `Artifact` of a file on the disk; `found`: its `parity`, `tensors` and `notes`."""
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     return Artifact(path, format, stage, len(data), digest, **found)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from secateur import cli_files
+from secateur.cli_options import (
+    DataOption,
+    ImageSizeOption,
+    ImportOption,
+    ScaleOption,
+    as_image_size,
+    as_scale,
+    frameworks,
+    import_all,
+)
+from secateur.cli_options import err as _err
+from secateur.cli_options import out as _out
 from secateur.errors import SecateurError
 from secateur.progress import live_progress
 
@@ -30,34 +37,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(cli_files.export)
+app.command()(cli_files.measure)
 # Typer keeps the base class of its usage errors to itself.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
-_out = Console()
-_err = Console(stderr=True)
-
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="digits, mnist, fashion-mnist, plant-leaves; a .npz with x_train, y_train, x_test, "
-        "y_test; or a folder of images: train/<class>/*.jpg and test/<class>/*.jpg, or "
-        "<class>/*.jpg.",
-    ),
-]
-ImageSizeOption = Annotated[
-    str | None,
-    typer.Option("--image-size", help="Resize the images of a folder to HEIGHTxWIDTH, as 96x96."),
-]
-ScaleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--scale", help="Divide inputs by this number (255), or auto. Named data are scaled."
-    ),
-]
-ImportOption = Annotated[
-    list[str] | None,
-    typer.Option("--import", help="Python module that registers custom layers; may be repeated."),
-]
 
 
 @app.command()
@@ -99,11 +82,11 @@ def run(
 
       secateur run my-recipe.toml --model model.keras --data data.npz --out out/
     """
-    with _frameworks():
+    with frameworks():
         from secateur import datasets, pipeline
         from secateur.recipe import Recipe
         from secateur.run_folder import check_layout
-    _import_all(imports)
+    import_all(imports)
     loaded = Recipe.load(recipe)
     source = data or loaded.data
     if source is None:
@@ -125,8 +108,8 @@ def run(
                 loaded,
                 datasets.load(
                     source,
-                    scale=_scale(scale),
-                    image_size=_image_size(image_size),
+                    scale=as_scale(scale),
+                    image_size=as_image_size(image_size),
                     seed=number,
                     validation_split=validation_split,
                     limit=limit,
@@ -148,77 +131,6 @@ def run(
 
 
 @app.command()
-def export(
-    model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.")],
-    formats: Annotated[
-        str, typer.Option(help="Comma-separated: keras, h5, float32, dynamic.")
-    ] = "float32,dynamic",
-    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("out"),
-    imports: ImportOption = None,
-) -> None:
-    """Write the files that a runtime loads, each reloaded and checked. Needs no data."""
-    if (out / "run.json").exists() or (out / ".stages").exists():
-        raise SecateurError(
-            f"{out} holds a run, whose manifest would be lost; choose another --out"
-        )
-    with _frameworks():
-        from secateur.artifact import write_manifest
-        from secateur.exporting import export as export_model
-        from secateur.runtimes.keras import load_model
-    _import_all(imports)
-    wanted = [name.strip() for name in formats.split(",") if name.strip()]
-    artifacts = export_model(
-        load_model(model), wanted, out, stage=model.stem, imports=tuple(imports or ())
-    )
-    write_manifest(out, artifacts)
-    for artifact in artifacts:
-        _out.print(
-            f"{artifact.path}: {artifact.bytes:,} bytes, reloaded; outputs differ from the model's by "
-            f"{artifact.parity['relative_rms']:.1e} (relative RMS)",
-            highlight=False,
-        )
-
-
-@app.command()
-def measure(
-    files: Annotated[list[Path], typer.Argument(help=".tflite, .keras or .h5 files.")],
-    data: DataOption = None,
-    scale: ScaleOption = None,
-    image_size: ImageSizeOption = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many test samples.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
-    imports: ImportOption = None,
-) -> None:
-    """Bytes, gzip, zeros, accuracy and loss in the file's own runtime, latency.
-
-    Example: secateur measure out/pruned-dynamic.tflite --data mnist
-    """
-    from secateur import datasets
-    from secateur.measurement import measure as measure_file
-
-    if any(f.suffix != ".tflite" for f in files):
-        with _frameworks():
-            import keras  # noqa: F401 - here, so that its start-up noise stays hidden
-        _import_all(imports)
-    loaded = None
-    if data is not None:
-        loaded = datasets.load(
-            data, scale=_scale(scale), image_size=_image_size(image_size), limit=limit
-        )
-    records = []
-    for file in files:
-        measured = measure_file(file, loaded, threads=threads)
-        records.append({**measured.to_record(), "path": str(file)})
-    if as_json:
-        print(json.dumps(records, indent=2))
-        return
-    from secateur.reporting.console import measurements
-
-    _out.print(measurements(records))
-
-
-@app.command()
 def inspect(
     files: Annotated[list[Path], typer.Argument(help="One model, or two to set side by side.")],
     recipe: Annotated[
@@ -235,9 +147,9 @@ def inspect(
     """
     if len(files) > 2:
         raise SecateurError(f"{len(files)} files received, expected one, or two to compare")
-    with _frameworks():
+    with frameworks():
         from secateur import inspection
-    _import_all(imports)
+    import_all(imports)
     from secateur.reporting import console
 
     found = [inspection.inspect(file) for file in files]
@@ -248,7 +160,7 @@ def inspect(
         return
     _out.print(console.weights(found[0].to_record()))
     if recipe is not None:
-        with _frameworks():
+        with frameworks():
             from secateur.recipe import Recipe
             from secateur.runtimes.keras import load_model
         plan = Recipe.load(recipe).plan(load_model(files[0]))
@@ -317,58 +229,6 @@ def main() -> None:
 def _fail(text: str, code: int = 1) -> NoReturn:
     _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
     raise SystemExit(code)
-
-
-def _scale(text: str | None) -> float | str | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise SecateurError(
-            f"--scale {text!r} received, expected a number such as 255, or auto"
-        ) from None
-
-
-def _image_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise SecateurError(f"--image-size {text!r} received, expected HEIGHTxWIDTH, as 96x96")
-    return int(sides[0]), int(sides[1])
-
-
-@contextmanager
-def _frameworks() -> Iterator[None]:
-    """Import Keras and its backend without their start-up noise; say which extra is missing."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from secateur.runtimes import quiet
-
-    try:
-        with quiet():
-            import keras  # noqa: F401
-
-            # TensorFlow advises users of tf.function, which nobody here calls.
-            logging.getLogger("tensorflow").setLevel(logging.ERROR)
-            yield
-    except ModuleNotFoundError as error:
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        extra = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch", "jinja2": "report"}
-        wanted = extra.get(error.name or "", backend)
-        raise SecateurError(
-            f"{error.name} is not installed; pip install 'secateur[{wanted}]' "
-            "(KERAS_BACKEND chooses tensorflow, jax or torch)"
-        ) from None
-
-
-def _import_all(modules: list[str] | None) -> None:
-    from secateur.runtimes.keras import import_modules
-
-    # A console script does not look into the current directory, where users keep their layers.
-    if modules and "" not in sys.path:
-        sys.path.insert(0, "")
-    import_modules(modules or ())
 
 
 def _show(

@@ -5,6 +5,7 @@ TensorFlow's converter does it: in this process when Keras runs on TensorFlow, e
 """
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -38,6 +39,7 @@ def to_litert(
     *,
     imports: Sequence[str] = (),
     calibration: Any = None,
+    io: str = "int",
 ) -> dict[str, bytes]:
     """Return {format: `.tflite` file} of a Functional or Sequential model; same model, same bytes.
 
@@ -46,6 +48,7 @@ def to_litert(
         formats: of "float32", "sparse" (zeros encoded), "float16", "dynamic" (int8 weights, float
             activations), "int4" (the same with 4 bits), "int8" and "int16x8" (integers throughout).
         imports: modules that register the model's own layers; the clean process imports them.
+        io: "int" or "float", what the last two take in and give out.
         calibration: inputs (n, ...) or {name: inputs}, from which the last two take their ranges.
 
     Raises `SecateurError` where TensorFlow or LiteRT is missing, or cannot convert the model.
@@ -79,7 +82,8 @@ def to_litert(
     made = _converted(model, wanted, imports)
     ranges = litert.ranges(made["float32"], calibration) if calibrated else None
     for format in quantized:
-        made[format] = quantize(made["float32"], QUANTIZATIONS[format], ranges)
+        how = dataclasses.replace(QUANTIZATIONS[format], io=io)
+        made[format] = quantize(made["float32"], how, ranges)
     return {format: made[format] for format in formats}
 
 

@@ -23,7 +23,6 @@ from secateur.plan import promised_zeros
 from secateur.promises import Promise
 from secateur.weights import Weight, WeightTable, weight_table
 
-
 MASK = "secateur_mask"  # the name of every mask variable
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError
-from secateur.runtimes import Arrays, Constant, by_name, one_line
+from secateur.runtimes import Arrays, Constant, by_name, keras2, keras_files, one_line
 from secateur.weights import weight_table
 
 # Operations on two tensors, whose work no weight tells.
@@ -46,22 +46,30 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
     """Return the model in a `.keras` or `.h5` file; runs no code from the file.
 
     `compiled`: with its loss, where the file has one that can be restored; else without optimizer
-    and loss. Raises `SecateurError` as `load` does.
+    and loss. A file of Keras 2 is mended where Keras 3 refuses it over a key that it dropped, which
+    a `UserWarning` tells. Raises `SecateurError` as `load` does.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise SecateurError(
+            f"{path} is not a file, expected a .keras or .h5 model; fix: check the path"
+        )
+    keras_files.check(path)
+    with keras2.mended(path) if path.suffix == ".h5" else contextlib.nullcontext(path) as source:
+        return _loaded(source, path, compiled)
+
+
+def _loaded(source: Path, path: Path, compiled: bool = False) -> Any:
+    """The model in `source`, which stands for the file at `path`."""
     import keras
 
     if compiled:
         with contextlib.suppress(Exception), _no_hdf5_advice(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an optimizer that does not fit is not used anyway
-            return keras.saving.load_model(path, safe_mode=True)
-
-    if not Path(path).is_file():
-        raise SecateurError(
-            f"{path} is not a file, expected a .keras or .h5 model; fix: check the path"
-        )
+            return keras.saving.load_model(source, safe_mode=True)
     try:
         with _no_hdf5_advice():
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return keras.saving.load_model(source, compile=False, safe_mode=True)
     except Exception as error:  # Keras, zipfile, json and h5py each raise their own
         raise SecateurError(
             f"{path} could not be loaded ({one_line(error)}), expected a model that Keras saved; "
@@ -99,7 +107,7 @@ def save_model(model: Any, path: Path) -> None:
         keras.saving.save_model(model, path)
         if getattr(model, "optimizer", None) is not None:
             # `.keras` has no option for it: what is loaded without compiling has none to save.
-            keras.saving.save_model(load_model(path), path)
+            keras.saving.save_model(_loaded(path, path), path)
     _without_clock(path)
 
 

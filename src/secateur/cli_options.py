@@ -1,0 +1,97 @@
+"""What the commands share: consoles, options, and the quiet import of a framework."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secateur.errors import SecateurError
+
+out = Console()
+err = Console(stderr=True)
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, mnist, fashion-mnist, plant-leaves; a .npz with x_train, y_train, x_test, "
+        "y_test; or a folder of images: train/<class>/*.jpg and test/<class>/*.jpg, or "
+        "<class>/*.jpg.",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Resize the images of a folder to HEIGHTxWIDTH, as 96x96."),
+]
+ScaleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scale", help="Divide inputs by this number (255), or auto. Named data are scaled."
+    ),
+]
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="Python module that registers custom layers; may be repeated."),
+]
+
+
+def as_scale(text: str | None) -> float | str | None:
+    """The divisor that --scale names; raises `SecateurError` for what is none."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise SecateurError(
+            f"--scale {text!r} received, expected a number such as 255, or auto"
+        ) from None
+
+
+def as_image_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width that --image-size names; raises `SecateurError` for what is none."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise SecateurError(f"--image-size {text!r} received, expected HEIGHTxWIDTH, as 96x96")
+    return int(sides[0]), int(sides[1])
+
+
+@contextmanager
+def frameworks() -> Iterator[None]:
+    """Import Keras and its backend without their start-up noise; say which extra is missing."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from secateur.runtimes import quiet
+
+    try:
+        with quiet():
+            import keras  # noqa: F401
+
+            # TensorFlow advises users of tf.function, which nobody here calls.
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)
+            yield
+    except ModuleNotFoundError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        extra = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch", "jinja2": "report"}
+        wanted = extra.get(error.name or "", backend)
+        raise SecateurError(
+            f"{error.name} is not installed; pip install 'secateur[{wanted}]' "
+            "(KERAS_BACKEND chooses tensorflow, jax or torch)"
+        ) from None
+
+
+def import_all(modules: list[str] | None) -> None:
+    """Import the modules that --import names, those of the current directory included."""
+    from secateur.runtimes.keras import import_modules
+
+    # A console script does not look into the current directory, where users keep their layers.
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    import_modules(modules or ())

@@ -1,0 +1,427 @@
+"""A Keras model to the bytes of `.onnx` files, whatever backend holds the model.
+
+tf2onnx writes the float file: in this process when Keras runs on TensorFlow, else in a clean one
+(`python -m secateur.onnx_export`). onnxruntime quantizes it, with neither TensorFlow nor Keras.
+"""
+
+import importlib.util
+import logging
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur import conversion
+from secateur.errors import SecateurError
+from secateur.runtimes import Arrays, by_name, one_line, quiet
+from secateur.runtimes import onnx as runtime
+from secateur.runtimes.keras import pack, signature
+
+FORMATS = ("onnx", "onnx-dynamic", "onnx-int8")
+# The newest that tf2onnx writes, and what onnxruntime has run since version 1.14.
+OPSET = 18
+# What writing takes, and the extra that brings it.
+NEEDED = {
+    "tensorflow": "tensorflow",
+    "tf2onnx": "onnx",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+}
+BATCH = 32
+
+
+def to_onnx(
+    model: Any,
+    formats: Sequence[str] = ("onnx",),
+    *,
+    imports: Sequence[str] = (),
+    calibration: Any = None,
+) -> dict[str, bytes]:
+    """Return {format: `.onnx` file} of a Functional or Sequential model; same model, same bytes.
+
+    Args:
+        model: it is not changed.
+        formats: of "onnx" (float), "onnx-dynamic" (int8 weights, activations coded as they come)
+            and "onnx-int8" (QDQ: int8 weights and activations, a scale for each channel).
+        imports: modules that register the model's own layers; the clean process imports them.
+        calibration: inputs (n, ...) or {name: inputs}, from which "onnx-int8" takes its ranges.
+
+    Raises `SecateurError` where a package is missing, or the model cannot be converted.
+    """
+    for format in formats:
+        if format not in FORMATS:
+            raise SecateurError(
+                f"format {format!r} received, expected one of {', '.join(FORMATS)}; fix: choose one"
+            )
+    require_packages()
+    if "onnx-int8" in formats and calibration is None:
+        raise SecateurError(
+            "onnx-int8 received without calibration data, expected a few hundred inputs like those "
+            "of training, for the ranges of activations; fix: give calibration=x "
+            "(--calibration data.npz)"
+        )
+    try:
+        made = {"onnx": _converted(model, imports)}
+        for format in formats:
+            if format != "onnx":
+                made[format] = quantize(made["onnx"], format, calibration)
+    except OSError as error:
+        raise SecateurError(
+            f"the temporary folder {tempfile.gettempdir()} could not be used "
+            f"({error.strerror or error}), expected room for the model; "
+            "fix: free some space, or name another folder in TMPDIR"
+        ) from error
+    return {format: made[format] for format in formats}
+
+
+def require_packages() -> None:
+    """Raise `SecateurError` with what to install where something that writes `.onnx` is missing."""
+    for package, extra in NEEDED.items():
+        if importlib.util.find_spec(package) is None:
+            raise SecateurError(
+                f"{package} is not installed, expected it for writing .onnx files whatever the "
+                f"backend of the model; fix: pip install 'secateur[{extra}]'"
+            )
+
+
+def convert(model: Any, format: str = "onnx") -> bytes:
+    """Convert to float in this process, whose Keras backend must be TensorFlow; see `to_onnx`."""
+    import keras
+    import tensorflow as tf
+
+    inputs, outputs = signature(model)
+    specs = [
+        tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        for name, tensor in inputs.items()
+    ]
+
+    def named(*arrays: Any) -> dict[str, Any]:
+        flat = keras.tree.flatten(model(pack(model, list(arrays)), training=False))
+        # identity: an input that is an output too, or one tensor under two names.
+        return dict(zip(outputs, map(tf.identity, flat), strict=True))
+
+    try:
+        with silent():
+            from tf2onnx import utils
+            from tf2onnx.convert import from_function
+
+            utils.INTERNAL_NAME = 1  # its optimizers go by the names, which count up
+            proto, _ = from_function(
+                tf.function(named, input_signature=specs),
+                specs,
+                opset=OPSET,
+                custom_op_handlers={"Erfc": (_erfc, [])},
+            )
+        proto.graph.name = model.name
+        _require_known(proto)
+        return canonical(proto, list(inputs), list(outputs))
+    except Exception as error:  # tf2onnx raises whatever its passes raise
+        raise SecateurError(
+            f"model {model.name!r} could not be converted ({one_line(error)}), expected layers "
+            "that ONNX has operators for, at any batch size; fix: replace the layer that the "
+            "message names"
+        ) from error
+
+
+def quantize(blob: bytes, format: str, calibration: Any = None) -> bytes:
+    """Return the quantized file of a float one, by onnxruntime; same file and data, same bytes.
+
+    Raises `SecateurError` for what the quantizer refuses, with its reason.
+    """
+    import onnx
+
+    proto = onnx.load_model_from_string(blob)
+    inputs, outputs = ([value.name for value in s] for s in (proto.graph.input, proto.graph.output))
+    batches = _batches(blob, calibration) if format == "onnx-int8" else None
+    try:
+        with silent(), tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "quantized.onnx"
+            if batches is None:
+                _dynamic(proto, path)
+            else:
+                _static(_folded(blob, Path(name) / "folded.onnx"), path, batches)
+            return canonical(onnx.load(path), inputs, outputs)
+    except OSError:
+        raise
+    except Exception as error:  # it raises ValueError, RuntimeError and others, as its passes do
+        raise SecateurError(
+            f"the model could not be quantized ({one_line(error)}), expected operators that "
+            f"{format} exists for; fix: choose another format"
+        ) from error
+
+
+def canonical(proto: Any, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Return a model's bytes, the same for every model that differs in names and order only.
+
+    tf2onnx counts its names up with every model of a process. Only inputs and outputs keep
+    theirs; what no output needs is left out.
+    """
+    graph = proto.graph
+    order = {name: place for place, name in enumerate([*inputs, *outputs])}
+    for side in (graph.input, graph.output):
+        _replace(side, sorted(side, key=lambda value: order[value.name]))
+    _merge_copies(graph)
+    _sort(graph)
+    _rename(graph, {value.name: value.name for value in (*graph.input, *graph.output)})
+    used = {node.domain for node in _nodes(graph)}
+    imports = sorted((o.domain, o.version) for o in proto.opset_import if o.domain in used | {""})
+    del proto.opset_import[:], proto.metadata_props[:]
+    for domain, version in imports:
+        proto.opset_import.add(domain=domain, version=version)
+    proto.producer_name = "secateur"
+    for field in ("producer_version", "doc_string", "domain", "model_version"):
+        proto.ClearField(field)
+    return proto.SerializeToString(deterministic=True)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep warnings, logs and what C++ writes to standard error from the user."""
+    before = logging.root.manager.disable
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _converted(model: Any, imports: Sequence[str]) -> bytes:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        return convert(model)
+    # Saving a model imports TensorFlow where it is installed, whatever the backend.
+    with quiet(), tempfile.TemporaryDirectory() as name:
+        made = conversion.in_clean_process(model, ["onnx"], imports, Path(name), __name__)
+    return made["onnx"]
+
+
+def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """1 - erf(x): TensorFlow's exact GELU has it, and tf2onnx does not know it."""
+    from tf2onnx.utils import make_name
+
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    context.remove_node(node.name)
+    erf = context.make_node("Erf", [node.input[0]], shapes=[shape], dtypes=[dtype])
+    one = context.make_const(make_name("one"), np.ones((), _numpy(dtype)))
+    context.make_node(
+        "Sub", [one.output[0], erf.output[0]], outputs=node.output, shapes=[shape], dtypes=[dtype]
+    )
+
+
+def _numpy(dtype: int) -> Any:
+    from onnx import helper
+
+    return helper.tensor_dtype_to_np_dtype(dtype)
+
+
+def _require_known(proto: Any) -> None:
+    """tf2onnx leaves operators that it does not know in the file, under TensorFlow's names."""
+    from onnx import defs
+
+    for node in _nodes(proto.graph):
+        if node.domain in ("", "ai.onnx") and not defs.has(node.op_type, OPSET, ""):
+            raise ValueError(f"no ONNX operator for TensorFlow's {node.op_type}")
+
+
+def _dynamic(proto: Any, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(proto, path, per_channel=True, weight_type=QuantType.QInt8)
+
+
+def _static(proto: Any, path: Path, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._rest = iter(batches)
+
+        def get_next(self) -> Any:
+            return next(self._rest, None)
+
+    quantization.quantize_static(
+        proto,
+        path,
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+        calibrate_method=quantization.CalibrationMethod.MinMax,
+    )
+
+
+def _folded(blob: bytes, path: Path) -> Any:
+    """The float model with normalizations in the weights, as ONNX's own operators.
+
+    Else each would be two more operators, on codes of 8 bits, between a convolution and its ReLU.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(blob, options, providers=[runtime.PROVIDER])
+    return onnx.load(path)
+
+
+def _batches(blob: bytes, calibration: Arrays) -> list[dict[str, np.ndarray]]:
+    session = runtime.load(blob)
+    given = by_name(calibration, session.samples)
+    samples = {name: np.asarray(array, session.dtypes[name]) for name, array in given.items()}
+    bad = [name for name, array in samples.items() if not len(array) or not _finite(array)]
+    if bad:
+        raise SecateurError(
+            f"calibration data for {', '.join(bad)} received that are empty or hold NaN or "
+            "infinity, expected a few hundred inputs like those of training; fix: choose others"
+        )
+    count = min(len(array) for array in samples.values())
+    return [
+        {name: array[start : min(start + BATCH, count)] for name, array in samples.items()}
+        for start in range(0, count, BATCH)
+    ]
+
+
+def _finite(array: np.ndarray) -> bool:
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
+
+
+def _name_dimensions(value: Any) -> None:
+    for axis, size in enumerate(value.type.tensor_type.shape.dim):
+        if not size.HasField("dim_value"):
+            size.dim_param = f"{value.name}_{axis}" if axis or ":" in value.name else "batch"
+
+
+def _merge_copies(graph: Any) -> None:
+    """Keep an Identity only for what leaves a graph a second time, or as it came in.
+
+    In the body of a loop, tf2onnx leaves to chance which of two outputs is the copy of the other.
+    """
+    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
+    made = {name for node in graph.node for name in node.output}
+    names: dict[str, str] = {}
+
+    def origin(name: str) -> str:
+        while name in copies:
+            name = copies[name]
+        return name
+
+    def now(name: str) -> str:
+        return names.get(origin(name), origin(name))
+
+    again = []
+    for value in graph.output:
+        source = origin(value.name)
+        if source in made and source not in names:
+            names[source] = value.name
+        else:
+            again.append((source, value.name))
+    for node in _nodes(graph):
+        _replace(node.input, map(now, node.input))
+        _replace(node.output, map(now, node.output))
+        for inner in _graphs(node):
+            for value in inner.output:
+                value.name = now(value.name)
+    for source, name in again:
+        graph.node.add(op_type="Identity", input=[now(source)], output=[name])
+    for inner in (inner for node in graph.node for inner in _graphs(node)):
+        _merge_copies(inner)
+
+
+def _sort(graph: Any) -> None:
+    """Put the nodes that the outputs need in the order in which these ask for them."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    placed: dict[int, Any] = {}
+    waiting = [makers[value.name] for value in reversed(graph.output) if value.name in makers]
+    while waiting:
+        node = waiting[-1]
+        needed = [makers[name] for name in _read(node) if name in makers]
+        needed = [maker for maker in needed if id(maker) not in placed and maker is not node]
+        if needed:
+            waiting += reversed(needed)
+        else:
+            placed.setdefault(id(waiting.pop()), node)
+    for inner in (inner for node in placed.values() for inner in _graphs(node)):
+        _sort(inner)
+    _replace(graph.node, placed.values())
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    """Give each tensor the name of the operator that it is first seen at, and its place there."""
+    counts: Counter[str] = Counter()
+    for node in _nodes(graph):
+        node.name = f"{node.op_type}_{counts[node.op_type]}"
+        node.ClearField("doc_string")
+        if not node.domain:  # set to nothing, or not set
+            node.ClearField("domain")
+        counts[node.op_type] += 1
+        for side, word in ((node.input, "in"), (node.output, "out")):
+            for slot, name in enumerate(side):
+                names.setdefault(name, f"{node.name}:{word}{slot}" if name else "")
+        for place, inner in enumerate(_graphs(node)):
+            inner.name = f"{node.name}:graph{place}"
+            for slot, value in enumerate((*inner.input, *inner.output)):
+                names.setdefault(value.name, f"{inner.name}:{slot}")
+    for node in _nodes(graph):
+        _replace(node.input, [names[name] for name in node.input])
+        _replace(node.output, [names[name] for name in node.output])
+        _replace(node.attribute, sorted(node.attribute, key=lambda attribute: attribute.name))
+        del node.metadata_props[:]
+    places = {name: place for place, name in enumerate(names)}
+    for part in (graph, *(inner for node in _nodes(graph) for inner in _graphs(node))):
+        used = [tensor for tensor in part.initializer if tensor.name in names]
+        used.sort(key=lambda tensor: places[tensor.name])
+        for tensor in (*used, *part.input, *part.output):
+            tensor.name = names.get(tensor.name, tensor.name)
+            tensor.ClearField("doc_string")
+        for value in (*part.input, *part.output):
+            _name_dimensions(value)
+        _replace(part.initializer, used)
+        del part.value_info[:], part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+def _graphs(node: Any) -> Iterator[Any]:
+    """The graphs in a node: branches, and bodies of loops."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph, each followed by those of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for inner in _graphs(node):
+            yield from _nodes(inner)
+
+
+def _read(node: Any) -> Iterator[str]:
+    """What a node needs, names that the graphs in it take from outside included."""
+    yield from node.input
+    for inner in _graphs(node):
+        yield from (value.name for value in inner.output)
+        for one in inner.node:
+            yield from _read(one)
+
+
+def _replace(field: Any, values: Iterable[Any]) -> None:
+    values = list(values)
+    del field[:]
+    field.extend(values)
+
+
+if __name__ == "__main__":
+    sys.exit(conversion.main(convert=convert, formats=("onnx",)))

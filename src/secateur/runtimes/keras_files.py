@@ -1,0 +1,86 @@
+"""What a `.keras` or `.h5` file holds, read once in another process before Keras reads it here.
+
+HDF5 never ends on some damaged files, and no exception tells; a small file may also declare
+tensors of any size, or point to other files.
+"""
+
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import SecateurError
+from secateur.runtimes import ending, one_line, run_child
+
+# Ten times what a file of 1 GB takes.
+SECONDS = 60
+# Largest size that is declared without being there, and how much more than the file's own is.
+FREE, FACTOR = 1 << 24, 1000
+WEIGHTS = "model.weights.h5"
+
+
+def check(path: Path) -> None:
+    """Raise `SecateurError` for a file that HDF5 does not get through, or that is out of bounds."""
+    try:
+        done = run_child(["secateur.runtimes.keras_files", str(path)], timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise _damaged(path, f"reading it did not end within {SECONDS} s") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        said = lines[-1] if done.returncode == 1 and lines else f"HDF5 {ending(done.returncode)}"
+        raise _damaged(path, said)
+
+
+def _damaged(path: Path, why: str) -> SecateurError:
+    return SecateurError(
+        f"{path} could not be loaded ({why[:300]}), expected a model that Keras saved; "
+        "fix: save it again"
+    )
+
+
+def main(path: str) -> int:
+    """Read every attribute and dataset once; 1 and a line on standard error where it fails."""
+    try:
+        if path.endswith(".h5"):
+            _read(path, Path(path).stat().st_size)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                size = archive.getinfo(WEIGHTS).file_size
+                if size > FREE + FACTOR * Path(path).stat().st_size:
+                    raise ValueError(f"{WEIGHTS} of {size:,} bytes in so small a file")
+                _read(io.BytesIO(archive.read(WEIGHTS)), size)
+    except Exception as error:  # zipfile, zlib and h5py each raise their own
+        print(one_line(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _read(source: Any, size: int) -> None:
+    import h5py
+
+    limit, total = FREE + FACTOR * size, 0
+
+    def visit(name: str, item: Any) -> None:
+        nonlocal total
+        dict(item.attrs)
+        if isinstance(item, h5py.Dataset):
+            total += item.size * item.dtype.itemsize
+            if item.external or item.is_virtual:
+                raise ValueError(f"{name} is in another file")
+            if total > limit:
+                raise ValueError(f"{name}, of shape {item.shape}, in a file of {size:,} bytes")
+            item[()]
+        else:
+            for key in item:
+                if isinstance(item.get(key, getlink=True), h5py.ExternalLink):
+                    raise ValueError(f"{name}/{key} is in another file")
+
+    with h5py.File(source, "r") as file:
+        visit("", file)
+        file.visititems(visit)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
