@@ -17,6 +17,7 @@ from secateur.datasets import Data, Split, fit_to
 from secateur.errors import SecateurError
 from secateur.runtimes import Session, own_runtime
 from secateur.runtimes import runtime as named_runtime
+from secateur.stripping import strip
 
 LATENCY_SECONDS, LATENCY_RUNS = 0.5, 1000
 
@@ -30,7 +31,8 @@ class Measurement:
     backend chooses them. `label_accuracy` is the share of right answers over all samples and labels
     where a sample may have several labels at once. `metrics` are Keras metrics. `arena_bytes` is
     the RAM that a microcontroller needs for tensors, `npu` an estimate for an accelerator, and
-    `omitted` says of what the runtime does not give why not.
+    `omitted` says of what the runtime does not give why not. `stripped_bytes` are those of the same
+    file without names, metadata and signatures.
     """
 
     path: str | None = None
@@ -39,6 +41,8 @@ class Measurement:
     threads: int | None = None
     bytes: int | None = None
     gzip_bytes: int | None = None
+    stripped_bytes: int | None = None
+    stripped_gzip_bytes: int | None = None
     parameters: int | None = None
     zeros: int | None = None
     nonzero: int | None = None
@@ -111,6 +115,9 @@ def measure(
     if path:
         content = path.read_bytes()
         found |= {"path": str(path), "bytes": len(content), "gzip_bytes": gzip_bytes(content)}
+        if path.suffix.lower() == ".tflite":
+            bare = strip(content)
+            found |= {"stripped_bytes": len(bare), "stripped_gzip_bytes": gzip_bytes(bare)}
         found["load_ms"] = load_ms if timed else None
     if isinstance(data, Data) and runs:
         data = fit_to(data, session.input_shape, session.output_shape).test

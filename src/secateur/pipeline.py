@@ -35,6 +35,7 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.measurement import accuracy, measure
+from secateur.quantization import QUANTIZATIONS
 from secateur.recipe import Recipe
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
@@ -274,7 +275,8 @@ class _Work:
         return Stage(name="baseline", method="train", model=model, history=history, early=early)
 
     def _export(self, stage: Stage, formats: Sequence[str]) -> list[Artifact]:
-        split = self.data.validation or self.data.train
+        split, calibration = self.data.validation or self.data.train, self.data.calibration
+        settings = self.recipe.export
         artifacts = export(
             stage.model,
             formats,
@@ -283,10 +285,14 @@ class _Work:
             promises=stage.promises,
             data=None if split is None else split.x[:PARITY_INPUTS],
             imports=self.imports,
+            calibration=None if calibration is None else calibration.x,
+            **{name: getattr(settings, name) for name in ("io", "allow_float", "strip")},
         )
         self.folder.note(artifacts)
         for artifact in artifacts:
             self.say(f"{artifact.path.name}: {artifact.bytes:,} bytes, reloaded and checked")
+            for note in artifact.notes:
+                self.say(f"{artifact.path.name}: {note}")
         return artifacts
 
 
@@ -317,11 +323,14 @@ def _introduce(model: Any, data: Data, say: Say, *, may_be_chance: bool) -> None
 
 def _require_packages(formats: Sequence[str]) -> None:
     """Refuse at the start what would otherwise fail at the first export, after the training."""
-    wanted = ", ".join(f for f in formats if FORMATS[f] == ".tflite")
+    files = [f for f in formats if FORMATS[f] == ".tflite"]
+    wanted = ", ".join(files)
     needed = {"tensorflow": "TensorFlow", "ai_edge_litert": "the LiteRT runtime"}
+    if any(f in QUANTIZATIONS for f in files):
+        needed["ai_edge_quantizer"] = "the LiteRT quantizer"
     for module, title in needed.items():
         if wanted and find_spec(module) is None:
-            extra = "litert" if module == "ai_edge_litert" else module
+            extra = "tensorflow" if module == "tensorflow" else "litert"
             raise SecateurError(
                 f"{title} is not installed, and writing {wanted} files takes it; "
                 f"pip install 'secateur[{extra}]', or leave these formats out of the recipe"

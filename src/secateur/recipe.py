@@ -59,9 +59,17 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Which formats are written, of the baseline and of the last stage."""
+    """Which formats are written, of the baseline and of the last stage.
+
+    io: "int" or "float", what integer formats take in and give out. strip: leave names, metadata
+    and signatures out of `.tflite` files. allow_float: keep an integer file in which an operator
+    computes in float, named "mixed".
+    """
 
     formats: tuple[str, ...] = ("keras", "float32", "dynamic")
+    io: str = "int"
+    strip: bool = False
+    allow_float: bool = False
 
     def __post_init__(self) -> None:
         formats = (self.formats,) if isinstance(self.formats, str) else tuple(self.formats)
@@ -69,6 +77,8 @@ class Export:
         for name in formats:
             if name not in FORMATS:
                 raise SecateurError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
+        if self.io not in ("int", "float"):
+            raise SecateurError(f"io {self.io!r} received, expected int or float")
 
 
 @dataclass(frozen=True, kw_only=True)

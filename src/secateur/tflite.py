@@ -37,6 +37,8 @@ DTYPES = {
 
 # Types that hold several codes in a byte: bits of one.
 PACKED = {"INT4": 4, "INT2": 2}
+# Elements of a tensor that is stored sparse: a few bytes may stand for any number of zeros.
+LARGEST = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +209,7 @@ class TfliteFile:
         types = {code: name for name, code in vars(schema.TensorType).items() if name[0] != "_"}
         try:
             model = schema.Model.GetRootAs(blob, 0)
+            _require_bounded(model, len(blob))
             return cls(
                 list(_operators(model, names, types)),
                 _interface(model, "Inputs"),
@@ -249,6 +252,8 @@ def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
     for g in range(model.SubgraphsLength()):
         graph = model.Subgraphs(g)
         tensors = [_tensor(model, graph.Tensors(i), types) for i in range(graph.TensorsLength())]
+        for tensor in tensors:
+            _require_whole(tensor)
         for i in range(graph.OperatorsLength()):
             operator = graph.Operators(i)
             code = model.OperatorCodes(operator.OpcodeIndex())
@@ -256,6 +261,10 @@ def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
             name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
             inputs = [operator.Inputs(k) for k in range(operator.InputsLength())]
             outputs = [operator.Outputs(k) for k in range(operator.OutputsLength())]
+            if min(inputs, default=0) < -1 or min(outputs, default=0) < 0:  # Python counts back
+                raise ValueError(f"{name} of a tensor with a negative number")
+            if any(tensors[k].data is not None for k in outputs):
+                raise ValueError(f"{name} computes a constant")
             yield Operator(
                 name,
                 [tensors[k] if k >= 0 else None for k in inputs],
@@ -263,7 +272,84 @@ def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
             )
 
 
+def _require_bounded(model: Any, size: int) -> None:
+    """Raise for lists that would keep a reader busy: shared, they hold far more than `size` bytes."""
+    entries = 0
+    for g in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(g)
+        entries += graph.TensorsLength() + graph.OperatorsLength()
+        if entries > size:
+            break
+        for i in range(graph.OperatorsLength()):
+            operator = graph.Operators(i)
+            entries += operator.InputsLength() + operator.OutputsLength()
+        for i in range(graph.TensorsLength()):
+            entries += graph.Tensors(i).ShapeLength()
+    if entries > size:
+        raise ValueError(f"lists of {entries:,} entries in {size:,} bytes")
+
+
+def _require_whole(tensor: Tensor) -> None:
+    """Raise for a constant whose bytes are not those of its shape and type."""
+    if any(n < 0 for n in tensor.shape):
+        raise ValueError(f"tensor {tensor.name} of shape {tensor.shape}")
+    if tensor.data is None or (tensor.type not in DTYPES and tensor.type not in PACKED):
+        return
+    bits = PACKED.get(tensor.type) or 8 * np.dtype(DTYPES[tensor.type]).itemsize
+    count, stored = math.prod(tensor.shape), tensor.data.size
+    if tensor.sparsity is not None:
+        if count > LARGEST or stored * 8 > (count + 1) * bits + 7:
+            raise ValueError(f"tensor {tensor.name} of shape {tensor.shape} from {stored:,} bytes")
+        _require_encoding(tensor.sparsity, tensor.shape, stored * 8 // bits, tensor.name)
+    elif stored != -(-count * bits // 8):
+        raise ValueError(f"tensor {tensor.name} of shape {tensor.shape} in {stored:,} bytes")
+
+
+def _require_encoding(sparsity: Any, shape: tuple[int, ...], stored: int, name: str) -> None:
+    """Raise for a sparse encoding that does not describe `stored` values of a tensor of `shape`."""
+    wrong = ValueError(f"tensor {name} of shape {shape} has a sparse encoding of another")
+    levels = [sparsity.DimMetadata(i) for i in range(sparsity.DimMetadataLength())]
+    order = sparsity.TraversalOrderAsNumpy()
+    blocks = sparsity.BlockMapAsNumpy() if sparsity.BlockMapLength() else np.zeros(0, int)
+    if sorted(order) != list(range(len(levels))) or len(levels) != len(shape) + len(blocks):
+        raise wrong
+    if any(not 0 <= axis < len(shape) for axis in blocks):
+        raise wrong
+    # How many indices a level has: a blocked axis has one for each block.
+    sizes = list(shape)
+    inner = {len(shape) + b: levels[list(order).index(len(shape) + b)] for b in range(len(blocks))}
+    for place, level in inner.items():
+        if level.Format() != 0 or level.DenseSize() < 1:
+            raise wrong
+        axis = blocks[place - len(shape)]
+        if sizes[axis] % level.DenseSize():
+            raise wrong
+        sizes[axis] //= level.DenseSize()
+    positions = 1
+    for place, level in zip(order, levels, strict=True):
+        if level.Format() == 0:
+            size = level.DenseSize()
+            if place < len(shape) and size != sizes[place]:
+                raise wrong
+            positions *= size
+        else:
+            segments, indices = _integers(level, "ArraySegments"), _integers(level, "ArrayIndices")
+            if len(segments) != positions + 1 or segments[0] != 0 or (np.diff(segments) < 0).any():
+                raise wrong
+            if segments[-1] != len(indices):
+                raise wrong
+            if len(indices) and not 0 <= indices.min() <= indices.max() < sizes[place]:
+                raise wrong
+            positions = len(indices)
+        if positions > LARGEST:
+            raise wrong
+    if positions > stored:
+        raise wrong
+
+
 def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
+    if not 0 <= tensor.Buffer() < model.BuffersLength():
+        raise ValueError(f"buffer {tensor.Buffer()} of {model.BuffersLength()}")
     buffer = model.Buffers(tensor.Buffer())
     return Tensor(
         name=tensor.Name().decode(errors="replace") if tensor.Name() else "",
@@ -285,11 +371,26 @@ def _interface(model: Any, side: str) -> dict[str, int]:
         entries = [
             getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())
         ]
-        return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
+        named = {entry.Name().decode(): entry.TensorIndex() for entry in entries}
+        graph = model.Subgraphs(signature.SubgraphIndex())
+        _require_sides(graph, side, list(named.values()))
+        return named
     graph = model.Subgraphs(0)
     indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+    _require_sides(graph, side, indices)
     word, found = side.removesuffix("s").lower(), {}
     for place, index in enumerate(indices):
         name = graph.Tensors(index).Name()  # a stripped file has none
         found[name.decode() if name else f"{word}_{place}" if place else word] = index
     return found
+
+
+def _require_sides(graph: Any, side: str, indices: list[int]) -> None:
+    """Raise for inputs (outputs) that are none of the graph's, or are not there at all."""
+    given = {getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())}
+    if (
+        not indices
+        or not set(indices) <= given
+        or not all(0 <= index < graph.TensorsLength() for index in given)
+    ):
+        raise ValueError(f"{side.lower()} {sorted(indices)} of {sorted(given)}")

@@ -14,7 +14,7 @@ BASELINE, CONTROL = "baseline", "control"
 REFERENCE_ORDER = ("float32", "h5", "keras")
 QUALITIES = ("accuracy", "mse")
 AVERAGED = (
-    "label_accuracy", "loss", "top5", "mse", "mae", "parameters", "zeros", "nonzero", "sparsity", "macs", "load_ms",
+    "stripped_bytes", "stripped_gzip_bytes", "label_accuracy", "loss", "top5", "mse", "mae", "parameters", "zeros", "nonzero", "sparsity", "macs", "load_ms",
 )  # fmt: skip
 
 Run = dict[str, Any]

@@ -50,6 +50,7 @@ def measurements(records: list[dict[str, Any]]) -> Table:
         size = _lines(
             _measure(_number(record.get("bytes")), "bytes"),
             _measure(_number(record.get("gzip_bytes")), "gzipped"),
+            _stripped(record),
             _measure(_percent(record.get("sparsity")), "zeros"),
             _measure(_number(record.get("macs")), "MACs"),
         )
@@ -88,6 +89,14 @@ def _lines(*parts: str | None) -> str | None:
 
 def _measure(value: str | None, unit: str) -> str | None:
     return None if value is None else f"{value} {unit}"
+
+
+def _stripped(record: dict[str, Any]) -> str | None:
+    """What the file would be without names and metadata, where that is less than it is."""
+    bare, packed = record.get("stripped_bytes"), record.get("stripped_gzip_bytes")
+    if bare is None or packed is None or bare >= record["bytes"]:
+        return None
+    return f"{bare:,} / {packed:,} stripped"
 
 
 def _npu_time(npu: dict[str, Any]) -> str | None:

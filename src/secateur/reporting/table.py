@@ -29,7 +29,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 # What a narrow terminal leaves out; every file and every wider terminal has it.
-WIDE_ONLY = {"percent", "percent_gzip", "accuracy_min"}
+WIDE_ONLY = {"percent", "percent_gzip", "accuracy_min", "stripped_bytes", "stripped_gzip_bytes"}
 WIDE, MEDIUM = 160, 100
 
 
@@ -46,6 +46,8 @@ def columns(table: Sequence[Row], wide: bool = True) -> list[Column]:
             lambda row: _times(row["times_smaller_gzip"]),
         ),
         ("gzip of baseline", "percent_gzip", lambda row: _percent(row["percent_gzip"])),
+        ("stripped", "stripped_bytes", lambda row: whole(row["stripped_bytes"])),
+        ("stripped gzip", "stripped_gzip_bytes", lambda row: whole(row["stripped_gzip_bytes"])),
         ("accuracy", "accuracy", lambda row: percent(row["accuracy"])),
         ("lowest..highest", "accuracy_min", spread),
         ("points", "points", lambda row: points(row["points"])),

@@ -273,6 +273,8 @@ def read(path: str | Path | bytes, suffix: str = ".tflite") -> tuple[bytes, str]
     if isinstance(path, bytes):
         return path, "the converted model"
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
+            raise OSError(None, "not a regular file")
         return Path(path).read_bytes(), str(path)
     except OSError as error:
         raise SecateurError(

@@ -38,19 +38,16 @@ DROPPED: dict[str, dict[str, Callable[[Any], bool]]] = {
     **{f"Conv{n}DTranspose": {"groups": _is(1)} for n in (1, 2, 3)},
     **{f"SeparableConv{n}D": _SEPARABLE for n in (1, 2)},
     **dict.fromkeys(("RNN", "SimpleRNN", "LSTM", "GRU"), _RECURRENT),
-    **{f"ConvLSTM{n}D": _RECURRENT for n in (1, 2, 3)},
     **{f"SpatialDropout{n}D": _SPATIAL for n in (1, 2, 3)},
     **{
         f"Random{what}": _RANDOM
-        for what in ("Brightness", "Contrast", "Crop", "Flip", "Rotation", "Translation", "Zoom")
+        for what in ("Brightness", "Contrast", "Flip", "Rotation", "Translation", "Zoom")
     },
-    # The shapes it was built for: it is built again for the same inputs.
-    "MultiHeadAttention": dict.fromkeys(("query_shape", "key_shape", "value_shape"), _any),
     # Keras 3 takes the name for the layer Dot's; it is the default.
     "Attention": {"score_mode": _is("dot")},
 }
 # Activation that both know and compute differently.
-CHANGED = {"hard_sigmoid": "max(0, min(1, 0.2 x + 0.5)) in Keras 2 and x / 6 + 0.5 in Keras 3"}
+CHANGED = {"hard_sigmoid": "0.2 x + 0.5 in Keras 2, x / 6 + 0.5 in Keras 3"}
 
 
 @contextmanager
@@ -63,12 +60,10 @@ def mended(path: Path) -> Iterator[Path]:
     if config is None:
         yield path
         return
-    done = mend(config)
-    for activation in sorted(set(_activations(config)) & set(CHANGED)):
-        warnings.warn(
-            f"{path}: activation {activation} is {CHANGED[activation]}: outputs differ",
-            stacklevel=4,
-        )
+    changed = sorted(set(_activations(config)) & set(CHANGED))
+    for name in changed:
+        warnings.warn(f"{path}: {name} is {CHANGED[name]}: outputs differ", stacklevel=4)
+    done = {} if changed else mend(config)  # what is mended must be the same model
     if not done:
         yield path
         return
@@ -97,10 +92,14 @@ def mend(config: Any) -> dict[str, int]:
         if not isinstance(settings, dict):
             continue
         name = part.get("class_name")
-        for key, harmless in DROPPED.get(name if isinstance(name, str) else "", {}).items():
-            if key in settings and harmless(settings[key]):
-                del settings[key]
-                done[f"{name} {key!r} dropped"] += 1
+        known = DROPPED.get(name, {}) if isinstance(name, str) else {}
+        gone = [
+            key for key, harmless in known.items() if key in settings and harmless(settings[key])
+        ]
+        for key in gone:
+            del settings[key]
+        if gone:
+            done[f"{name} {', '.join(map(repr, gone))} dropped"] += 1
         if isinstance(settings.get("layers"), list):
             done["'/' in names is '_'"] += _rename(settings)
     return {what: n for what, n in done.items() if n}

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError
-from secateur.runtimes import Arrays, Constant, by_name, coded, decoded, one_line, quiet, read
+from secateur.runtimes import (
+    Arrays,
+    Constant,
+    by_name,
+    coded,
+    decoded,
+    one_line,
+    quiet,
+    read,
+    trial,
+)
 from secateur.tflite import TfliteFile
 
 
@@ -38,6 +48,10 @@ def load(path: str | Path | bytes, threads: int = 1, kernels: str = "xnnpack") -
     kernels: "xnnpack", fast; or "reference", which compute as a microcontroller's do.
     """
     blob, source = read(path)
+    if not isinstance(path, bytes):
+        prepare()
+        TfliteFile.parse(blob, source)  # what is damaged to the eye needs no process
+        trial.require(blob, source, kernels)
     return LiteRTSession(blob, threads, source, kernels=kernels)
 
 
