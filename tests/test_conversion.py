@@ -75,6 +75,19 @@ def test_the_same_model_gives_the_same_bytes(model, files, tmp_path):
     assert dynamic == files["dynamic"]
 
 
+@pytest.mark.parametrize("activation", ["swish", "gelu", "relu6"])
+def test_an_activation_with_a_gradient_of_its_own_keeps_the_names_too(activation):
+    x = keras.Input((8,), name="x")
+    hidden = layers.Dense(8, activation=activation, name="hidden")(x)
+    net = keras.Model(x, layers.Dense(4, name="logits")(hidden))
+    session = litert.load(conversion.to_litert(net)["float32"])
+    assert session.input_names == ("x",) and session.output_names == ("logits",)
+    samples = np.random.default_rng(0).random((5, 8), np.float32)
+    np.testing.assert_allclose(
+        session.predict(samples), KerasSession(net).predict(samples), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_inputs_and_outputs_keep_their_names():
     x = keras.Input((4,), name="image pixels")
     net = keras.Model(x, layers.Dense(2, name="Score")(x))

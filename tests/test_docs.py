@@ -7,7 +7,12 @@ import shutil
 import pytest
 from tests.documents import ROOT, blocks, execute, page, snippets
 
-PAGES = ("docs/concepts.md", "docs/extending.md", "docs/migrating-from-tfmot.md")
+PAGES = (
+    "docs/concepts.md",
+    "docs/exporting.md",
+    "docs/extending.md",
+    "docs/migrating-from-tfmot.md",
+)
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow", reason="shown on TensorFlow"

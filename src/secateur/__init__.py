@@ -30,6 +30,8 @@ _HOMES = {
     "Promise": "secateur.promises",
     "export": "secateur.exporting",
     "measure": "secateur.measurement",
+    "pruning_sensitivity": "secateur.sensitivity",
+    "quantization_sensitivity": "secateur.sensitivity",
     "run": "secateur.pipeline",
     "Run": "secateur.pipeline",
     "SecateurError": "secateur.errors",
@@ -61,6 +63,8 @@ __all__ = [  # noqa: RUF022
     "Promise",
     "export",
     "measure",
+    "pruning_sensitivity",
+    "quantization_sensitivity",
     "run",
     "Run",
     "SecateurError",
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from secateur.project import TrainingLoop
     from secateur.promises import Promise
     from secateur.recipe import Export, Recipe, Step
+    from secateur.sensitivity import pruning_sensitivity, quantization_sensitivity
     from secateur.training import Train, reestimate_batchnorm
     from secateur.weights import Select, weight_table
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from secateur import cli_files
+from secateur import cli_files, cli_sensitivity
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(cli_files.export)
 app.command()(cli_files.measure)
+app.command()(cli_sensitivity.sensitivity)
 # Typer keeps the base class of its usage errors to itself.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 

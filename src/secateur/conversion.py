@@ -184,7 +184,7 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
 
     # Frozen first: from the function itself the converter leaves the variables out of the file.
     traced = tf.function(flat, input_signature=specs).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(traced)
+    frozen = _without_gradients(convert_variables_to_constants_v2(traced))
 
     # Freezing drops the names of the outputs; this names them.
     def named(*arrays: Any) -> dict[str, Any]:
@@ -195,6 +195,25 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
     if format == "sparse":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     return bytes(converter.convert())
+
+
+def _without_gradients(frozen: Any) -> Any:
+    """The function without the gradients that operations such as swish bring along.
+
+    A frozen function cannot give them, so the converter would take a way that loses the signature:
+    the outputs would have the names of operations, not those of the model.
+    """
+    from tensorflow.python.eager import wrap_function
+
+    graph = frozen.graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    marked = [node for node in nodes if "_gradient_op_type" in node.attr]
+    if not marked:
+        return frozen
+    for node in marked:
+        del node.attr["_gradient_op_type"]
+    inputs, outputs = ([t.name for t in side] for side in (frozen.inputs, frozen.outputs))
+    return wrap_function.function_from_graph_def(graph, inputs, outputs)
 
 
 def _cause(error: Exception) -> str:

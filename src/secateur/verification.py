@@ -109,6 +109,11 @@ def compare(
     """
     allowed, parity = TOLERANCES[format], {"largest": 0.0, "relative_rms": 0.0, "agreement": 1.0}
     n = len(next(iter(reference.values())))
+    if missing := sorted(set(reference) - set(outputs)):
+        raise SecateurError(
+            f"outputs {', '.join(outputs)} received, expected {', '.join(missing)} among them; "
+            "fix: export the model again"
+        )
     for name, expected in reference.items():
         given = outputs[name]
         if given.shape != expected.shape or not np.isfinite(given).all():
