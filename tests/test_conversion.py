@@ -70,7 +70,9 @@ def test_the_files_are_small(files):
 
 def test_the_same_model_gives_the_same_bytes(model, files, tmp_path):
     again = conversion.in_clean_process(model, ("sparse", "float32"), (), tmp_path)
-    assert again["float32"] == files["float32"]  # on TensorFlow: in this process, and in a clean one
+    assert (
+        again["float32"] == files["float32"]
+    )  # on TensorFlow: in this process, and in a clean one
     dynamic = quantize(again["float32"], QUANTIZATIONS["dynamic"])
     assert dynamic == files["dynamic"]
 
@@ -191,7 +193,9 @@ conversion.to_litert(model, ["float32"])
 
 
 def test_unknown_formats_and_a_missing_tensorflow_say_what_to_do(model, monkeypatch):
-    with pytest.raises(SecateurError, match="'int3' received, expected one of float32, sparse, float16"):
+    with pytest.raises(
+        SecateurError, match="'int3' received, expected one of float32, sparse, float16"
+    ):
         conversion.to_litert(model, ["int3"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[tensorflow\]'"):

@@ -7,7 +7,16 @@ import sys
 import keras
 import numpy as np
 import pytest
-from tests.exporting_cases import EVERY, STORED, exported, left_in, pruned, randomized, samples, values
+from tests.exporting_cases import (
+    EVERY,
+    STORED,
+    exported,
+    left_in,
+    pruned,
+    randomized,
+    samples,
+    values,
+)
 
 from secateur import exporting
 from secateur.artifact import FORMATS

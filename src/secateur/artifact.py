@@ -27,6 +27,9 @@ FORMATS = {
     "int8": ".tflite",
     "int16x8": ".tflite",
     "int4": ".tflite",
+    "onnx": ".onnx",
+    "onnx-dynamic": ".onnx",
+    "onnx-int8": ".onnx",
 }
 
 # What decides the bytes of a file and the numbers measured on it.
@@ -38,6 +41,9 @@ PACKAGES = (
     "torch",
     "ai-edge-litert",
     "ai-edge-quantizer",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
     "numpy",
     "h5py",
 )

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,14 +241,18 @@ def _takes_any_batch(blob: bytes, model: Any) -> bool:
 
 
 def in_clean_process(
-    model: Any, formats: Sequence[str], imports: Sequence[str], folder: Path
+    model: Any,
+    formats: Sequence[str],
+    imports: Sequence[str],
+    folder: Path,
+    module: str = "secateur.conversion",
 ) -> dict[str, bytes]:
-    """Convert as `to_litert` does, in a process of its own that runs Keras on TensorFlow.
+    """Convert in a process of its own that runs Keras on TensorFlow, by the `main` of `module`.
 
     `folder` holds the files that pass between the processes. Raises `OSError` where it is full.
     """
     save_model(model, folder / "model.keras")
-    command = [sys.executable, "-m", "secateur.conversion", str(folder), *formats]
+    command = [sys.executable, "-m", module, str(folder), *formats]
     command += [word for name in imports for word in ("--import", name)]
     environment = {
         **os.environ,
@@ -262,7 +266,7 @@ def in_clean_process(
         command, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode == 0:
-        return {format: (folder / f"{format}.tflite").read_bytes() for format in formats}
+        return {format: (folder / format).read_bytes() for format in formats}
     told = [line for line in done.stdout.splitlines() if line.startswith(REFUSED)]
     if told:
         message = told[-1].removeprefix(REFUSED)
@@ -270,18 +274,22 @@ def in_clean_process(
     last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
     raise SecateurError(
         f"the converter's process stopped with status {done.returncode} ({last.strip()[:300]}), "
-        "expected a .tflite file; fix: check the TensorFlow installation and the memory left"
+        "expected a file; fix: check the TensorFlow installation and the memory left"
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert FOLDER/model.keras to FOLDER/FORMAT.tflite, once for each format.
+def main(
+    arguments: Sequence[str] | None = None,
+    convert: Callable[[Any, str], bytes] = convert,
+    formats: Sequence[str] = CONVERTED,
+) -> int:
+    """Convert FOLDER/model.keras to FOLDER/FORMAT, once for each format.
 
     A refusal is one line on standard output and status 1.
     """
     parser = argparse.ArgumentParser(prog="python -m secateur.conversion")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("formats", nargs="+", choices=CONVERTED)
+    parser.add_argument("formats", nargs="+", choices=formats)
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     options = parser.parse_args(arguments)
     try:
@@ -289,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(name)
         model = load_model(options.folder / "model.keras")
         for format in options.formats:
-            (options.folder / f"{format}.tflite").write_bytes(convert(model, format))
+            (options.folder / format).write_bytes(convert(model, format))
     except SecateurError as error:
         print(f"{REFUSED}{error}")
         return 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur import conversion, stripping
+from secateur import conversion, onnx_export, stripping
 from secateur.artifact import FORMATS, Artifact, describe, staged
 from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
@@ -69,6 +69,9 @@ def export(
         blobs = conversion.to_litert(
             model, compiled, imports=imports, calibration=calibration, io=io
         )
+    onnx = [format for format in formats if FORMATS[format] == ".onnx"]
+    if onnx:
+        blobs |= onnx_export.to_onnx(model, onnx, imports=imports, calibration=calibration)
     names = {format: _named(format, blobs.get(format), allow_float) for format in formats}
     written: dict[Path, tuple[str, Verified, tuple[str, ...]]] = {}
     with ExitStack() as all_or_none:
@@ -87,10 +90,10 @@ def export(
                 told = str(error).replace(str(temporary), str(path))
                 raise SecateurError(told) from error
             notes = _left_in_float(found)
-            if format in blobs and strip:
+            if format in compiled and strip:
                 # Last: by then every weight has been found by its tensor's name.
                 temporary.write_bytes(_stripped(blobs[format], model))
-            if format in blobs and header:
+            if format in compiled and header:
                 target = path.with_suffix(".h")
                 beside = all_or_none.enter_context(staged(target))
                 beside.write_text(c_header(temporary.read_bytes(), path.stem), encoding="utf-8")

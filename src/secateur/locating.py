@@ -26,8 +26,8 @@ class Layout:
 
     name: str
     ranks: tuple[int, ...]
-    source: int = 0
-    target: int = 0
+    source: int | tuple[int, ...] = 0
+    target: int | tuple[int, ...] = 0
     channels: tuple[tuple[int, ...], ...] = ((-1,),)
 
     def back(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -55,6 +55,21 @@ LAYOUTS = (
     ),
     Layout(name="(..., out, in) -> (out, ..., in)", ranks=(3, 4), source=-2, channels=((-2,),)),
     Layout(name="(in, ..., out) -> (... * out, in)", ranks=(3, 4), target=-1, channels=((1, 2),)),
+    # ONNX's; the first is a transposed convolution's too, whose outputs are Keras's axis -2.
+    Layout(
+        name="(..., in, out) -> (out, in, ...)",
+        ranks=(3, 4, 5),
+        source=(-1, -2),
+        target=(0, 1),
+        channels=((-1,), (-2,)),
+    ),
+    Layout(
+        name="(..., in, multiplier) -> (in * multiplier, 1, ...)",
+        ranks=(3, 4),
+        source=(-2, -1),
+        target=(0, 1),
+        channels=((-2, -1),),
+    ),
     Layout(name="as in Keras", ranks=(1, 2, 3, 4, 5)),
 )
 

@@ -9,8 +9,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from secateur import conversion
 from secateur.errors import SecateurError
+from secateur.onnx_graph import canonical, nodes
 from secateur.runtimes import Arrays, by_name, one_line, quiet
 from secateur.runtimes import onnx as runtime
 from secateur.runtimes.keras import pack, signature
@@ -103,8 +103,7 @@ def convert(model: Any, format: str = "onnx") -> bytes:
 
     def named(*arrays: Any) -> dict[str, Any]:
         flat = keras.tree.flatten(model(pack(model, list(arrays)), training=False))
-        # identity: an input that is an output too, or one tensor under two names.
-        return dict(zip(outputs, map(tf.identity, flat), strict=True))
+        return dict(zip(outputs, flat, strict=True))
 
     try:
         with silent():
@@ -121,6 +120,8 @@ def convert(model: Any, format: str = "onnx") -> bytes:
         proto.graph.name = model.name
         _require_known(proto)
         return canonical(proto, list(inputs), list(outputs))
+    except OSError:  # no room: nothing is wrong with the model
+        raise
     except Exception as error:  # tf2onnx raises whatever its passes raise
         raise SecateurError(
             f"model {model.name!r} could not be converted ({one_line(error)}), expected layers "
@@ -154,30 +155,6 @@ def quantize(blob: bytes, format: str, calibration: Any = None) -> bytes:
             f"the model could not be quantized ({one_line(error)}), expected operators that "
             f"{format} exists for; fix: choose another format"
         ) from error
-
-
-def canonical(proto: Any, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """Return a model's bytes, the same for every model that differs in names and order only.
-
-    tf2onnx counts its names up with every model of a process. Only inputs and outputs keep
-    theirs; what no output needs is left out.
-    """
-    graph = proto.graph
-    order = {name: place for place, name in enumerate([*inputs, *outputs])}
-    for side in (graph.input, graph.output):
-        _replace(side, sorted(side, key=lambda value: order[value.name]))
-    _merge_copies(graph)
-    _sort(graph)
-    _rename(graph, {value.name: value.name for value in (*graph.input, *graph.output)})
-    used = {node.domain for node in _nodes(graph)}
-    imports = sorted((o.domain, o.version) for o in proto.opset_import if o.domain in used | {""})
-    del proto.opset_import[:], proto.metadata_props[:]
-    for domain, version in imports:
-        proto.opset_import.add(domain=domain, version=version)
-    proto.producer_name = "secateur"
-    for field in ("producer_version", "doc_string", "domain", "model_version"):
-        proto.ClearField(field)
-    return proto.SerializeToString(deterministic=True)
 
 
 @contextmanager
@@ -227,7 +204,7 @@ def _require_known(proto: Any) -> None:
     """tf2onnx leaves operators that it does not know in the file, under TensorFlow's names."""
     from onnx import defs
 
-    for node in _nodes(proto.graph):
+    for node in nodes(proto.graph):
         if node.domain in ("", "ai.onnx") and not defs.has(node.op_type, OPSET, ""):
             raise ValueError(f"no ONNX operator for TensorFlow's {node.op_type}")
 
@@ -294,133 +271,6 @@ def _batches(blob: bytes, calibration: Arrays) -> list[dict[str, np.ndarray]]:
 
 def _finite(array: np.ndarray) -> bool:
     return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
-
-
-def _name_dimensions(value: Any) -> None:
-    for axis, size in enumerate(value.type.tensor_type.shape.dim):
-        if not size.HasField("dim_value"):
-            size.dim_param = f"{value.name}_{axis}" if axis or ":" in value.name else "batch"
-
-
-def _merge_copies(graph: Any) -> None:
-    """Keep an Identity only for what leaves a graph a second time, or as it came in.
-
-    In the body of a loop, tf2onnx leaves to chance which of two outputs is the copy of the other.
-    """
-    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
-    _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
-    made = {name for node in graph.node for name in node.output}
-    names: dict[str, str] = {}
-
-    def origin(name: str) -> str:
-        while name in copies:
-            name = copies[name]
-        return name
-
-    def now(name: str) -> str:
-        return names.get(origin(name), origin(name))
-
-    again = []
-    for value in graph.output:
-        source = origin(value.name)
-        if source in made and source not in names:
-            names[source] = value.name
-        else:
-            again.append((source, value.name))
-    for node in _nodes(graph):
-        _replace(node.input, map(now, node.input))
-        _replace(node.output, map(now, node.output))
-        for inner in _graphs(node):
-            for value in inner.output:
-                value.name = now(value.name)
-    for source, name in again:
-        graph.node.add(op_type="Identity", input=[now(source)], output=[name])
-    for inner in (inner for node in graph.node for inner in _graphs(node)):
-        _merge_copies(inner)
-
-
-def _sort(graph: Any) -> None:
-    """Put the nodes that the outputs need in the order in which these ask for them."""
-    makers = {name: node for node in graph.node for name in node.output if name}
-    placed: dict[int, Any] = {}
-    waiting = [makers[value.name] for value in reversed(graph.output) if value.name in makers]
-    while waiting:
-        node = waiting[-1]
-        needed = [makers[name] for name in _read(node) if name in makers]
-        needed = [maker for maker in needed if id(maker) not in placed and maker is not node]
-        if needed:
-            waiting += reversed(needed)
-        else:
-            placed.setdefault(id(waiting.pop()), node)
-    for inner in (inner for node in placed.values() for inner in _graphs(node)):
-        _sort(inner)
-    _replace(graph.node, placed.values())
-
-
-def _rename(graph: Any, names: dict[str, str]) -> None:
-    """Give each tensor the name of the operator that it is first seen at, and its place there."""
-    counts: Counter[str] = Counter()
-    for node in _nodes(graph):
-        node.name = f"{node.op_type}_{counts[node.op_type]}"
-        node.ClearField("doc_string")
-        if not node.domain:  # set to nothing, or not set
-            node.ClearField("domain")
-        counts[node.op_type] += 1
-        for side, word in ((node.input, "in"), (node.output, "out")):
-            for slot, name in enumerate(side):
-                names.setdefault(name, f"{node.name}:{word}{slot}" if name else "")
-        for place, inner in enumerate(_graphs(node)):
-            inner.name = f"{node.name}:graph{place}"
-            for slot, value in enumerate((*inner.input, *inner.output)):
-                names.setdefault(value.name, f"{inner.name}:{slot}")
-    for node in _nodes(graph):
-        _replace(node.input, [names[name] for name in node.input])
-        _replace(node.output, [names[name] for name in node.output])
-        _replace(node.attribute, sorted(node.attribute, key=lambda attribute: attribute.name))
-        del node.metadata_props[:]
-    places = {name: place for place, name in enumerate(names)}
-    for part in (graph, *(inner for node in _nodes(graph) for inner in _graphs(node))):
-        used = [tensor for tensor in part.initializer if tensor.name in names]
-        used.sort(key=lambda tensor: places[tensor.name])
-        for tensor in (*used, *part.input, *part.output):
-            tensor.name = names.get(tensor.name, tensor.name)
-            tensor.ClearField("doc_string")
-        for value in (*part.input, *part.output):
-            _name_dimensions(value)
-        _replace(part.initializer, used)
-        del part.value_info[:], part.metadata_props[:]
-        part.ClearField("doc_string")
-
-
-def _graphs(node: Any) -> Iterator[Any]:
-    """The graphs in a node: branches, and bodies of loops."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """The nodes of a graph, each followed by those of the graphs in it."""
-    for node in graph.node:
-        yield node
-        for inner in _graphs(node):
-            yield from _nodes(inner)
-
-
-def _read(node: Any) -> Iterator[str]:
-    """What a node needs, names that the graphs in it take from outside included."""
-    yield from node.input
-    for inner in _graphs(node):
-        yield from (value.name for value in inner.output)
-        for one in inner.node:
-            yield from _read(one)
-
-
-def _replace(field: Any, values: Iterable[Any]) -> None:
-    values = list(values)
-    del field[:]
-    field.extend(values)
 
 
 if __name__ == "__main__":

@@ -276,7 +276,6 @@ class _Work:
 
     def _export(self, stage: Stage, formats: Sequence[str]) -> list[Artifact]:
         split, calibration = self.data.validation or self.data.train, self.data.calibration
-        settings = self.recipe.export
         artifacts = export(
             stage.model,
             formats,
@@ -286,7 +285,7 @@ class _Work:
             data=None if split is None else split.x[:PARITY_INPUTS],
             imports=self.imports,
             calibration=None if calibration is None else calibration.x,
-            **{name: getattr(settings, name) for name in ("io", "allow_float", "strip")},
+            **self.recipe.export.settings(),
         )
         self.folder.note(artifacts)
         for artifact in artifacts:
@@ -375,8 +374,8 @@ def _data(data: Any, recipe: Recipe) -> Data:
     source = data if data is not None else recipe.data
     if source is None:
         raise SecateurError(
-            "no data: give --data (a name such as digits, a .npz file or a folder of images); without data "
-            "`secateur inspect` and `secateur export` still work"
+            "no data: give --data (a name such as digits, a .npz file or a folder of images); without "
+            "data `secateur inspect` and `secateur export` still work"
         )
     return datasets.load(source, seed=recipe.seed)
 

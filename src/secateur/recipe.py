@@ -80,6 +80,10 @@ class Export:
         if self.io not in ("int", "float"):
             raise SecateurError(f"io {self.io!r} received, expected int or float")
 
+    def settings(self) -> dict[str, Any]:
+        """What `export` takes beside the formats."""
+        return {"io": self.io, "strip": self.strip, "allow_float": self.allow_float}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

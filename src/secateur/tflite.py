@@ -273,20 +273,24 @@ def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
 
 
 def _require_bounded(model: Any, size: int) -> None:
-    """Raise for lists that would keep a reader busy: shared, they hold far more than `size` bytes."""
+    """Raise for what lies outside of the file, and for lists that would keep a reader busy.
+
+    Lists may be shared: together they can hold far more than the `size` bytes of the file.
+    """
+    outside = model.ExternalBuffersLength() + model.ExternalBufferGroupsLength()
+    outside += sum(model.Buffers(k).Offset() > 1 for k in range(model.BuffersLength()))
     entries = 0
     for g in range(model.SubgraphsLength()):
         graph = model.Subgraphs(g)
-        entries += graph.TensorsLength() + graph.OperatorsLength()
-        if entries > size:
-            break
         for i in range(graph.OperatorsLength()):
             operator = graph.Operators(i)
-            entries += operator.InputsLength() + operator.OutputsLength()
-        for i in range(graph.TensorsLength()):
-            entries += graph.Tensors(i).ShapeLength()
-    if entries > size:
-        raise ValueError(f"lists of {entries:,} entries in {size:,} bytes")
+            entries += 1 + operator.InputsLength() + operator.OutputsLength()
+            outside += operator.LargeCustomOptionsOffset() > 1
+        entries += sum(1 + graph.Tensors(k).ShapeLength() for k in range(graph.TensorsLength()))
+        if entries > size:
+            raise ValueError(f"lists of {entries:,} entries in {size:,} bytes")
+    if outside:
+        raise ValueError(f"{outside} of its parts lie outside of it")
 
 
 def _require_whole(tensor: Tensor) -> None:

@@ -55,26 +55,26 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
             f"{path} is not a file, expected a .keras or .h5 model; fix: check the path"
         )
     keras_files.check(path)
-    with keras2.mended(path) if path.suffix == ".h5" else contextlib.nullcontext(path) as source:
-        return _loaded(source, path, compiled)
-
-
-def _loaded(source: Path, path: Path, compiled: bool = False) -> Any:
-    """The model in `source`, which stands for the file at `path`."""
-    import keras
-
-    if compiled:
-        with contextlib.suppress(Exception), _no_hdf5_advice(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an optimizer that does not fit is not used anyway
-            return keras.saving.load_model(source, safe_mode=True)
+    old = path.suffix == ".h5"
     try:
-        with _no_hdf5_advice():
-            return keras.saving.load_model(source, compile=False, safe_mode=True)
+        with keras2.mended(path) if old else contextlib.nullcontext(path) as source:
+            return _loaded(source, compiled)
     except Exception as error:  # Keras, zipfile, json and h5py each raise their own
         raise SecateurError(
             f"{path} could not be loaded ({one_line(error)}), expected a model that Keras saved; "
             "fix: register its own layers and import their module (--import), or save it again"
         ) from error
+
+
+def _loaded(path: Path, compiled: bool = False) -> Any:
+    import keras
+
+    if compiled:
+        with contextlib.suppress(Exception), _no_hdf5_advice(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an optimizer that does not fit is not used anyway
+            return keras.saving.load_model(path, safe_mode=True)
+    with _no_hdf5_advice():
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
 def import_modules(names: Iterable[str]) -> None:
@@ -107,7 +107,7 @@ def save_model(model: Any, path: Path) -> None:
         keras.saving.save_model(model, path)
         if getattr(model, "optimizer", None) is not None:
             # `.keras` has no option for it: what is loaded without compiling has none to save.
-            keras.saving.save_model(_loaded(path, path), path)
+            keras.saving.save_model(_loaded(path), path)
     _without_clock(path)
 
 

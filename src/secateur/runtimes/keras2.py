@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +92,7 @@ def mend(config: Any) -> dict[str, int]:
         if not isinstance(settings, dict):
             continue
         name = part.get("class_name")
-        known = DROPPED.get(name, {}) if isinstance(name, str) else {}
+        known = DROPPED.get(str(name), {})
         gone = [
             key for key, harmless in known.items() if key in settings and harmless(settings[key])
         ]
@@ -108,8 +108,12 @@ def mend(config: Any) -> dict[str, int]:
 def _rename(model: dict[str, Any]) -> int:
     """Rename layers with a '/' in their name, which Keras 3 refuses; weights are found by order."""
     layers = [layer for layer in model["layers"] if isinstance(layer, dict)]
-    names = [layer.get("name") or (layer.get("config") or {}).get("name") for layer in layers]
-    renamed = {n: n.replace("/", "_") for n in names if isinstance(n, str) and "/" in n}
+    names: list[Any] = [
+        layer.get("name") or (layer.get("config") or {}).get("name") for layer in layers
+    ]
+    renamed: dict[Any, str] = {
+        n: n.replace("/", "_") for n in names if isinstance(n, str) and "/" in n
+    }
     if not renamed or len({renamed.get(n, n) for n in names}) < len(set(names)):
         return 0
 
@@ -150,9 +154,9 @@ def _model_config(path: Path) -> Any:
 
 def _parts(config: Any) -> list[dict[str, Any]]:
     """Every dictionary of a configuration, nested models and wrapped layers included."""
-    found, waiting = [], [config]
+    found, waiting = [], deque([config])
     while waiting:
-        part = waiting.pop(0)
+        part = waiting.popleft()
         if isinstance(part, dict):
             found.append(part)
             waiting += part.values()
