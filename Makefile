@@ -16,13 +16,18 @@ TORCH_INDEX ?=
 ARGS ?=
 TESTS ?= tests
 BACKENDS ?= tensorflow jax torch
+# Test files are shared out among so many processes. One at a time: make test WORKERS=0
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 
 # Tests that give the same answer whatever the Keras backend run once, on TensorFlow. A new test file
 # is run on every backend unless it is named here.
-ONE_BACKEND := tests/test_architecture.py tests/arrays tests/reporting tests/test_artifact.py \
-    tests/benchmarks tests/test_datasets.py tests/test_sources.py tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_docs.py \
-    tests/test_examples.py tests/test_testing.py
+ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test_onnx.py tests/runtimes/test_tflm.py \
+    tests/runtimes/test_vela.py tests/test_architecture.py tests/test_artifact.py tests/test_bad_files.py \
+    tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_firmware.py \
+    tests/test_onnx_export.py tests/test_promises.py tests/test_readme.py tests/test_recipe.py \
+    tests/test_sources.py tests/test_stripping.py tests/test_testing.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check test-backends slow results results-check wheel clean
@@ -64,7 +69,7 @@ demo: $(VENV)/.installed-demo ## Compress a network on the bundled digits, three
 	@echo "The report: demo-out/report.html"
 
 test: $(VENV)/.installed-all ## The everyday tests and the docstrings' examples, on TensorFlow
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	KERAS_BACKEND=tensorflow $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 # --- what a contributor runs -----------------------------------------------------------------------
 
@@ -79,7 +84,7 @@ check: lint test ## Everything a commit must pass: lint, then test
 test-backends: $(VENV)/.installed-all ## The tests that touch a backend on JAX and PyTorch, a process each
 	@set -e; for backend in $(OTHER_BACKENDS); do \
 	    echo "== KERAS_BACKEND=$$backend"; \
-	    KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) -m "not slow" $(ONE_BACKEND:%=--ignore=%) $(ARGS); \
+	    KERAS_BACKEND=$$backend $(BIN)/python $(PYTEST) $(TESTS) -m "not slow" $(ONE_BACKEND:%=--ignore=%) $(ARGS); \
 	done
 
 # pytest leaves with 5 when a backend has no slow test: that is no failure here

@@ -123,7 +123,7 @@ def test_a_broken_promise_is_refused_where_model_and_file_agree(made, x, tmp_pat
 
 def test_permuted_classes_are_caught_by_the_outputs(copied, x):
     """Every weight is there, in another row, and every zero too: the file runs and is wrong."""
-    path, format, model, promises, kernel = copied
+    path, format, model, promises, _ = copied
     if FORMATS[format] == ".tflite":
         order = np.roll(np.arange(10), 1)
         blob = path.read_bytes()

@@ -152,7 +152,10 @@ def _statistics(blob: bytes, how: Quantization, ranges: Ranges) -> dict[str, dic
             "first; fix: the calibration data or the model hold NaN or infinity"
         )
     found = {
-        name: {"min": np.float32([ranges[name][0]]), "max": np.float32([ranges[name][1]])}
+        name: {
+            "min": np.array([ranges[name][0]], np.float32),
+            "max": np.array([ranges[name][1]], np.float32),
+        }
         for name in computed
     }
     return found | _kernel_ranges(file, how, ranges)
