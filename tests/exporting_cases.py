@@ -14,9 +14,9 @@ from secateur.verification import verify
 EVERY = tuple(FORMATS)
 # How a kernel of the lab CNN is stored; the values that are read are int8 for 4 bits too.
 STORED = {
-    **dict.fromkeys(("keras", "h5", "float32", "sparse"), "float32"),
+    **dict.fromkeys(("keras", "h5", "float32", "sparse", "onnx"), "float32"),
     "float16": "float16",
-    **dict.fromkeys(("dynamic", "int4", "int8", "int16x8"), "int8"),
+    **dict.fromkeys(("dynamic", "int4", "int8", "int16x8", "onnx-dynamic", "onnx-int8"), "int8"),
 }
 
 

@@ -155,7 +155,7 @@ def test_what_passes_the_memory_limit_is_refused_while_gathering(tf, monkeypatch
     seen = []
     message = refusal(counted(tf, 1000, seen))
     assert "GiB or more in memory" in message and "take(n)" in message
-    assert "model.fit with Plan.callback(), which streams" in message
+    assert "model.fit with Prune(...).callback(), which streams" in message
     assert len(seen) < 20
     assert len(load(counted(tf, 5, [])).train) == 14
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -202,6 +203,7 @@ def main() -> None:
     """Run the command line; errors a user can cause are one line and a non-zero exit."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False) or 0
     except SecateurError as error:
@@ -225,6 +227,11 @@ def main() -> None:
         kept = f"; what was finished is kept, {same} carries on" if arguments[:1] == ["run"] else ""
         _fail(f"interrupted{kept}", code=130)
     raise SystemExit(code)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a user reads it: without the module and the line that raised it."""
+    _err.print(f"warning: {escape(str(message))}", soft_wrap=True)
 
 
 def _fail(text: str, code: int = 1) -> NoReturn:

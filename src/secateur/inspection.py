@@ -57,7 +57,7 @@ def inspect(subject: Any) -> Inspection:
     if not isinstance(subject, str | Path):
         return _of_model(subject, subject.name)
     path = Path(subject)
-    if path.suffix == ".tflite":
+    if path.suffix.lower() == ".tflite":
         return _of_tflite(path)
     from secateur.runtimes.keras import load_model
 

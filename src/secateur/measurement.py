@@ -116,7 +116,7 @@ def measure(
         content = path.read_bytes()
         found |= {"path": str(path), "bytes": len(content), "gzip_bytes": gzip_bytes(content)}
         if path.suffix.lower() == ".tflite":
-            bare = strip(content)
+            bare = _stripped(content, path)
             found |= {"stripped_bytes": len(bare), "stripped_gzip_bytes": gzip_bytes(bare)}
         found["load_ms"] = load_ms if timed else None
     if isinstance(data, Data) and runs:
@@ -131,6 +131,13 @@ def measure(
         if latency and timed:
             found["latency"] = time_one(session, data.x[:1])
     return Measurement(**found)
+
+
+def _stripped(content: bytes, path: Path) -> bytes:
+    try:
+        return strip(content)
+    except SecateurError as error:
+        raise SecateurError(f"{path}: {error}") from error
 
 
 def count(session: Session) -> dict[str, Any]:

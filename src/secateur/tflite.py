@@ -390,11 +390,8 @@ def _interface(model: Any, side: str) -> dict[str, int]:
 
 
 def _require_sides(graph: Any, side: str, indices: list[int]) -> None:
-    """Raise for inputs (outputs) that are none of the graph's, or are not there at all."""
+    """Raise for inputs (outputs) that are none of the graph's, or of no tensor."""
     given = {getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())}
-    if (
-        not indices
-        or not set(indices) <= given
-        or not all(0 <= index < graph.TensorsLength() for index in given)
-    ):
+    there = all(0 <= index < graph.TensorsLength() for index in given)
+    if not there or not set(indices) <= given:
         raise ValueError(f"{side.lower()} {sorted(indices)} of {sorted(given)}")
