@@ -29,7 +29,8 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: keras, h5, float32, sparse, float16, dynamic, int4, int8, int16x8."
+            help="Comma-separated: keras, h5, float32, sparse, float16, dynamic, int4, int8, int16x8, "
+            "onnx, onnx-dynamic, onnx-int8."
         ),
     ] = "float32,dynamic",
     folder: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = OUT,
@@ -120,7 +121,7 @@ def export(
 
 
 def measure(
-    files: Annotated[list[Path], typer.Argument(help=".tflite, .keras or .h5 files.")],
+    files: Annotated[list[Path], typer.Argument(help=".tflite, .onnx, .keras or .h5 files.")],
     data: DataOption = None,
     scale: ScaleOption = None,
     image_size: ImageSizeOption = None,
@@ -129,7 +130,7 @@ def measure(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: litert, litert:reference, keras, tflm, vela:ethos-u55-128; "
+            help="Comma-separated: litert, litert:reference, onnx, keras, tflm, vela:ethos-u55-128; "
             "else the file's own."
         ),
     ] = None,
