@@ -176,14 +176,15 @@ class Ours:
         self.keras = keras
         self.machine = secateur.pipeline.machine()
 
-    def model(self, name: str, pruned: bool, steps: int, every: int):
+    def model(self, name: str, pruned: bool, steps: int, every: int, pattern: str):
         from secateur import Prune, Schedule, zoo
 
         self.keras.utils.set_random_seed(0)
         model = zoo.build(name)
         schedule = Schedule(initial=INITIAL, end=steps - every, every=every, unit="steps")
-        callback = Prune(sparsity=FINAL, schedule=schedule).callback()
-        return model, [callback] if pruned else []
+        final = FINAL if pattern != "2:4" else None  # which brings its own
+        method = Prune(sparsity=final, schedule=schedule, pattern=pattern)
+        return model, [method.callback()] if pruned else []
 
     def compile(self, model, from_logits: bool) -> None:
         loss = self.keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
@@ -216,7 +217,7 @@ class Peer:
 
         self.keras = tf_keras
 
-    def model(self, name: str, pruned: bool, steps: int, every: int):
+    def model(self, name: str, pruned: bool, steps: int, every: int, pattern: str):
         import tensorflow_model_optimization as tfmot
 
         self.keras.utils.set_random_seed(0)
@@ -273,7 +274,10 @@ def work(spec: dict) -> None:
 
     def fit(pruned: bool):
         def begin(lane: Lane) -> None:
-            model, callbacks = library.model(spec["model"], pruned, epochs * epoch * every, every)
+            steps = epochs * epoch * every
+            model, callbacks = library.model(
+                spec["model"], pruned, steps, every, spec.get("pattern", "unstructured")
+            )
             library.compile(model, from_logits=spec["model"] == "lab-cnn")
             known["jit"] = bool(getattr(model, "jit_compile", False))
             # The stopwatch comes first: an update falls into the slice whose first step it precedes.

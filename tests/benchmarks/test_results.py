@@ -23,6 +23,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+sys.path.insert(0, str(BENCHMARKS))  # the scripts find each other there, as when they are run
+
+
 def load(name: str):
     """A script of benchmarks/, which is no package, as a module."""
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
@@ -111,9 +114,12 @@ def change_one_number(name: str, record: dict) -> None:
         record["lab"]["rows"]["pruned-dynamic"]["gzip_bytes"] += 1
         record["overhead"]["rows"]["lab-cnn-32"]["ratio"] = "9.99"
         record["targets"]["help_seconds"] = 9
-    elif name == "lab-tuning.json":
+        record["seedlings"]["source"] = "nowhere"
+    elif "tuning" in name or "-seed-" in name:
         record["runs"][0]["accuracy"] += 0.01
-    elif name == "step-overhead.json":
+    elif name == "vgg16-memory.json":
+        record["sides"][0]["parameters"]["during"] += 1
+    elif name in ("step-overhead.json", "pattern-overhead.json"):
         record["rows"][0]["ratio"]["median"] += 0.01
     else:
         record["rows"][0]["seconds"]["median"] += 0.01
