@@ -235,7 +235,7 @@ def seedlings(records: Path, anchors: Record) -> Iterable[str]:
     yield markdown_table(
         ["model", "what", "pruned", "accuracy", "zeros of kernels", "points"], cells
     )
-    yield _seedling_words(trials, found[0]["chosen"], anchors["seedlings"]["points"])
+    yield from _seedling_words(trials, found[0]["chosen"], anchors["seedlings"]["points"])
     budget, chosen = found[0]["budget"], found[0]["chosen"]
     yield _how(found) + (
         f" MobileNet alpha {budget['alpha']:g} at 96x96, random start, trained in Keras on "
@@ -243,7 +243,7 @@ def seedlings(records: Path, anchors: Record) -> Iterable[str]:
         f"{budget['scratch']['epochs']} epochs, then the head {budget['head']['epochs']} with the "
         f"base frozen, then {budget['frozen']['epochs']} (base frozen) or "
         f"{budget['unfrozen']['epochs']} (everything trains) with and without pruning; Adam, cosine "
-        f"decay, batches of {budget['batch']}; gradual pruning ends at {percent(budget['end'])} of a "
+        f"decay, batches of {budget['batch']}; gradual pruning ends at {100 * budget['end']:g} % of a "
         f"training. Chosen on validation data: the rate {chosen['rate']:g} where everything "
         f"trains, and which kernels are pruned there and where the head trains after. "
         "Points: 95 % intervals over seeds and test images, paired."
@@ -258,7 +258,7 @@ def _gap(trials: Trials, ours: tuple, theirs: tuple) -> Difference | None:
     return difference(trials.right(*ours), trials.right(*theirs))
 
 
-def _seedling_words(trials: Trials, chosen: Record, limit: float) -> str:
+def _seedling_words(trials: Trials, chosen: Record, limit: float) -> Iterable[str]:
     control = ("control, frozen", "")
     texts = []
     for pruned in ("all", "large"):
@@ -270,7 +270,8 @@ def _seedling_words(trials: Trials, chosen: Record, limit: float) -> str:
         kept, left = _gap(trials, keep, control), _gap(trials, fresh, control)
         back = _gap(trials, fresh, keep)
         if None in (kept, left, back):
-            return "Not every seed has every model: nothing is compared."
+            yield "Not every seed has every model: nothing is compared."
+            return
         if not back.clear:
             then = f"re-estimating them is not told apart from keeping them ({back})"
         else:
@@ -288,22 +289,26 @@ def _seedling_words(trials: Trials, chosen: Record, limit: float) -> str:
         for what in ("keep", "re-estimate")
     ]
     if None in (*tuned, after):
-        return "Not every seed has every model: nothing is compared."
+        yield "Not every seed has every model: nothing is compared."
+        return
     texts.append(
-        f"Fine-tuned: {PRUNED[chosen['after']]} pruned at once, statistics re-estimated and only "
-        f"then the head trained: {after}. {PRUNED[chosen['unfrozen']].capitalize()} pruned while "
-        f"everything trains: {tuned[0]}, with re-estimated statistics {tuned[1]}."
+        f"Fine-tuned: pruned at once ({PRUNED[chosen['after']]}), statistics re-estimated and only "
+        f"then the head trained: {after}. Pruned while everything trains "
+        f"({PRUNED[chosen['unfrozen']]}): {tuned[0]}, with re-estimated statistics {tuned[1]}."
     )
-    verdicts = [
-        verdict(gap.mean >= -limit, gap.low >= -limit, "yes, by its middle only")
-        for gap in (*tuned, after)
-    ]
-    texts.append(
-        f"Target, at most {limit:g} point lost after fine-tuning by the interval's middle: "
-        f"{verdicts[0]} with everything trained, {verdicts[1]} so with re-estimated statistics, "
-        f"{verdicts[2]} with the base frozen."
+    yield " ".join(texts)
+    ways = ("unfrozen, keep", "unfrozen, re-estimate", "frozen, head after")
+    yield markdown_table(
+        ["target", "reached", "met"],
+        [
+            [
+                f"`{way}`: at most {limit:g} point lost by the interval's middle",
+                str(gap),
+                verdict(gap.mean >= -limit, gap.low >= -limit, "by the middle only"),
+            ]
+            for way, gap in zip(ways, (*tuned, after), strict=True)
+        ],
     )
-    return " ".join(texts)
 
 
 def _seedling_tuning(records: Path) -> Iterable[str]:
