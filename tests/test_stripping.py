@@ -15,7 +15,7 @@ from secateur import conversion, zoo
 from secateur.artifact import gzip_bytes
 from secateur.errors import SecateurError
 from secateur.runtimes import litert
-from secateur.stripping import strip
+from secateur.stripping import embedded, strip
 from secateur.tflite import TfliteFile
 
 # The quantizer opens an interpreter of its own, which warns.
@@ -385,3 +385,51 @@ def test_what_cannot_be_stripped_is_refused_in_one_line():
         with pytest.raises(SecateurError, match=told) as refused:
             strip(blob)
         assert "\n" not in str(refused.value)
+
+
+def behind(blob):
+    """The same file with its buffers behind the flatbuffer, as writers of large files put them."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(blob, 0))
+    data = {k: b.data.tobytes() for k, b in enumerate(model.buffers) if b.data is not None}
+
+    def written(start):
+        for k, held in data.items():
+            model.buffers[k].data = None
+            model.buffers[k].offset, model.buffers[k].size = start, len(held)
+            start += len(held)
+        builder = schema.flatbuffers.Builder(0)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    flatbuffer = written(len(written(2)))  # numbers of a fixed width: the second is as long
+    return flatbuffer + b"".join(data.values())
+
+
+def test_buffers_behind_the_flatbuffer_are_read_and_put_inside():
+    file = File()
+    x, y = file.tensor((1, 8), name="x"), file.tensor((1, 4), name="y")
+    weights = file.tensor((4, 8), name="w", values=np.arange(32))
+    bias = file.tensor((4,), name="b", values=np.arange(4))
+    file.operator("FULLY_CONNECTED", [x, weights, bias], [y], schema.FullyConnectedOptionsT())
+    file.here.inputs, file.here.outputs = np.int32([x]), np.int32([y])
+    blob = file.blob
+    moved = behind(blob)
+    assert moved != blob
+    found, expected = (TfliteFile.parse(b, "f").constants() for b in (moved, blob))
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+    assert strip(moved) == strip(blob)
+    inside = schema.Model.GetRootAs(embedded(moved), 0)
+    assert not any(inside.Buffers(k).Offset() for k in range(inside.BuffersLength()))
+    with pytest.raises(SecateurError, match="lie outside"):
+        TfliteFile.parse(moved[:-1], "f")
+
+
+def test_a_large_file_is_quantized_into_one_that_every_reader_knows():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Input((64,)), *map(keras.layers.Dense, (4096, 64))])
+    blob = conversion.to_litert(model, ["dynamic"])["dynamic"]
+    assert len(blob) > 512 * 1024  # beyond 256 KiB the quantizer writes buffers behind
+    file = schema.Model.GetRootAs(blob, 0)
+    assert not any(file.Buffers(k).Offset() for k in range(file.BuffersLength()))

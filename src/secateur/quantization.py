@@ -16,6 +16,7 @@ import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.runtimes import one_line, quiet
+from secateur.stripping import embedded
 from secateur.tflite import TfliteFile
 
 Ranges = Mapping[str, tuple[float, float]]  # tensor -> (smallest, largest)
@@ -89,7 +90,7 @@ def quantize(blob: bytes, how: Quantization, ranges: Ranges | None = None) -> by
             f"the model could not be quantized ({one_line(error)}), expected operators that "
             f"{how} exists for; fix: choose another format, or leave the layer in float"
         ) from error
-    return bytes(result.quantized_model)
+    return embedded(bytes(result.quantized_model))
 
 
 def _configure(quantizer: Any, how: Quantization, types: Any) -> None:

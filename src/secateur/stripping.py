@@ -33,7 +33,7 @@ def strip(blob: bytes, *, keep_signature: bool = False) -> bytes:
     >>> b"MLIR" in builder.Output(), b"MLIR" in strip(bytes(builder.Output()))
     (True, False)
 
-    Raises `SecateurError` for a damaged file, and for one that keeps weights outside of itself.
+    Raises `SecateurError` for a damaged file, and for one that keeps weights in other files.
     """
     model = _unpacked(blob)
     kept = [m for m in model.metadata or [] if _text(m.name) in OBEYED]
@@ -58,6 +58,20 @@ def strip(blob: bytes, *, keep_signature: bool = False) -> bytes:
     return _packed(model)
 
 
+def embedded(blob: bytes) -> bytes:
+    """Return the same file with every buffer inside the flatbuffer; unchanged where they are.
+
+    Writers put the buffers of large files behind the flatbuffer, where only recent versions of
+    LiteRT look for them, and no tool for microcontrollers. Equal vectors are then written once.
+    """
+    litert.prepare()
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(blob, 0)
+    inside = all(model.Buffers(k).Offset() <= 1 for k in range(model.BuffersLength()))
+    return blob if inside else _packed(_unpacked(blob))
+
+
 def _unpacked(blob: bytes) -> Any:
     litert.prepare()
     from ai_edge_litert import schema_py_generated as schema
@@ -76,12 +90,17 @@ def _unpacked(blob: bytes) -> Any:
         ) from error
     operators = [o for graph in model.subgraphs or [] for o in graph.operators or []]
     outside = [*(model.externalBufferGroups or []), *(model.externalBuffers or [])]
+    for buffer in model.buffers or []:
+        if buffer.offset > 1 and buffer.offset + buffer.size <= len(blob):
+            # Behind the flatbuffer, where writers of large files put it.
+            buffer.data = np.frombuffer(blob, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
     outside += [b for b in model.buffers or [] if b.offset > 1]
     outside += [o for o in operators if o.largeCustomOptionsOffset > 1]
     if outside:
         raise SecateurError(
-            f"a .tflite file received that keeps {len(outside)} of its parts outside of the "
-            "flatbuffer, expected one that holds everything; fix: leave this file as it is"
+            f"a .tflite file received that keeps {len(outside)} of its parts outside of itself, "
+            "expected one that holds everything; fix: leave this file as it is"
         )
     return model
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.runtimes import Constant, one_line
+from secateur.tflite_storage import LARGEST, densified, require_encoding, unpacked
 
 # Slots of int32 biases: every other int32 constant is a shape, an axis or a padding.
 BIAS_SLOTS = {
@@ -33,12 +34,8 @@ DTYPES = {
     "INT32": np.int32,
     "INT64": np.int64,
 }
-
-
 # Types that hold several codes in a byte: bits of one.
 PACKED = {"INT4": 4, "INT2": 2}
-# Elements of a tensor that is stored sparse: a few bytes may stand for any number of zeros.
-LARGEST = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,73 +87,6 @@ class Tensor:
         )
         axis = int(quantization.QuantizedDimension())
         return Constant(self.name, values, scale, zero_point, axis, operator, slot)
-
-
-def unpacked(data: np.ndarray, bits: int, count: int | None = None) -> np.ndarray:
-    """Return the signed codes of `bits` bits in bytes, the lowest bits first, as int8.
-
-    >>> unpacked(np.array([0x1F], np.uint8), 4).tolist()
-    [-1, 1]
-    """
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (data.view(np.uint8)[:, None] >> shifts) & ((1 << bits) - 1)
-    signed = codes.astype(np.int8)
-    signed[signed >= 1 << (bits - 1)] -= 1 << bits
-    return signed.reshape(-1)[:count]
-
-
-def densified(values: np.ndarray, sparsity: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the dense tensor of a sparse encoding (the schema's SparsityParameters).
-
-    Dimensions are traversed in the order stored, each dense (every index) or compressed (segments
-    and indices); those beyond the tensor's own are blocks of the ones that `block_map` names.
-    """
-    order = sparsity.TraversalOrderAsNumpy()
-    blocks = sparsity.BlockMapAsNumpy() if sparsity.BlockMapLength() else np.zeros(0, int)
-    levels = [sparsity.DimMetadata(i) for i in range(sparsity.DimMetadataLength())]
-    rank = len(shape)
-    paths = np.zeros((1, 0), np.int64)  # index along each level passed, one row a position so far
-    parents = np.zeros(1, np.int64)
-    for level in levels:
-        if level.Format() == 0:
-            size = level.DenseSize()
-            index = np.tile(np.arange(size), len(parents))
-            repeat = np.full(len(parents), size)
-            parents = np.repeat(parents * size, repeat) + index
-        else:
-            segments, indices = _integers(level, "ArraySegments"), _integers(level, "ArrayIndices")
-            repeat = segments[parents + 1] - segments[parents]
-            start = np.repeat(segments[parents], repeat)
-            offset = np.arange(len(start)) - np.repeat(np.cumsum(repeat) - repeat, repeat)
-            parents = start + offset
-            index = indices[parents]
-        paths = np.column_stack([np.repeat(paths, repeat, axis=0), index])
-    sizes = np.ones(rank, np.int64)
-    place = np.zeros((len(paths), rank), np.int64)
-    for level in reversed(range(len(levels))):
-        block = int(order[level]) - rank
-        axis = int(blocks[block]) if block >= 0 else int(order[level])
-        place[:, axis] += paths[:, level] * sizes[axis]
-        if block >= 0:
-            sizes[axis] *= levels[level].DenseSize()
-    dense = np.zeros(shape, values.dtype)
-    dense[tuple(place.T)] = values[: len(place)]
-    return dense
-
-
-def _integers(level: Any, name: str) -> np.ndarray:
-    """One of the two index vectors of a compressed dimension, of whichever width it is stored in."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    kinds = {
-        schema.SparseIndexVector.Int32Vector: schema.Int32Vector,
-        schema.SparseIndexVector.Uint16Vector: schema.Uint16Vector,
-        schema.SparseIndexVector.Uint8Vector: schema.Uint8Vector,
-    }
-    table = getattr(level, name)()
-    vector = kinds[getattr(level, f"{name}Type")()]()
-    vector.Init(table.Bytes, table.Pos)
-    return vector.ValuesAsNumpy().astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +208,8 @@ def _require_bounded(model: Any, size: int) -> None:
     Lists may be shared: together they can hold far more than the `size` bytes of the file.
     """
     outside = model.ExternalBuffersLength() + model.ExternalBufferGroupsLength()
-    outside += sum(model.Buffers(k).Offset() > 1 for k in range(model.BuffersLength()))
+    buffers = [model.Buffers(k) for k in range(model.BuffersLength())]
+    outside += sum(b.Offset() > 1 and b.Offset() + b.Size() > size for b in buffers)
     entries = 0
     for g in range(model.SubgraphsLength()):
         graph = model.Subgraphs(g)
@@ -304,51 +235,9 @@ def _require_whole(tensor: Tensor) -> None:
     if tensor.sparsity is not None:
         if count > LARGEST or stored * 8 > (count + 1) * bits + 7:
             raise ValueError(f"tensor {tensor.name} of shape {tensor.shape} from {stored:,} bytes")
-        _require_encoding(tensor.sparsity, tensor.shape, stored * 8 // bits, tensor.name)
+        require_encoding(tensor.sparsity, tensor.shape, stored * 8 // bits, tensor.name)
     elif stored != -(-count * bits // 8):
         raise ValueError(f"tensor {tensor.name} of shape {tensor.shape} in {stored:,} bytes")
-
-
-def _require_encoding(sparsity: Any, shape: tuple[int, ...], stored: int, name: str) -> None:
-    """Raise for a sparse encoding that does not describe `stored` values of a tensor of `shape`."""
-    wrong = ValueError(f"tensor {name} of shape {shape} has a sparse encoding of another")
-    levels = [sparsity.DimMetadata(i) for i in range(sparsity.DimMetadataLength())]
-    order = sparsity.TraversalOrderAsNumpy()
-    blocks = sparsity.BlockMapAsNumpy() if sparsity.BlockMapLength() else np.zeros(0, int)
-    if sorted(order) != list(range(len(levels))) or len(levels) != len(shape) + len(blocks):
-        raise wrong
-    if any(not 0 <= axis < len(shape) for axis in blocks):
-        raise wrong
-    # How many indices a level has: a blocked axis has one for each block.
-    sizes = list(shape)
-    inner = {len(shape) + b: levels[list(order).index(len(shape) + b)] for b in range(len(blocks))}
-    for place, level in inner.items():
-        if level.Format() != 0 or level.DenseSize() < 1:
-            raise wrong
-        axis = blocks[place - len(shape)]
-        if sizes[axis] % level.DenseSize():
-            raise wrong
-        sizes[axis] //= level.DenseSize()
-    positions = 1
-    for place, level in zip(order, levels, strict=True):
-        if level.Format() == 0:
-            size = level.DenseSize()
-            if place < len(shape) and size != sizes[place]:
-                raise wrong
-            positions *= size
-        else:
-            segments, indices = _integers(level, "ArraySegments"), _integers(level, "ArrayIndices")
-            if len(segments) != positions + 1 or segments[0] != 0 or (np.diff(segments) < 0).any():
-                raise wrong
-            if segments[-1] != len(indices):
-                raise wrong
-            if len(indices) and not 0 <= indices.min() <= indices.max() < sizes[place]:
-                raise wrong
-            positions = len(indices)
-        if positions > LARGEST:
-            raise wrong
-    if positions > stored:
-        raise wrong
 
 
 def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
@@ -359,10 +248,17 @@ def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
         name=tensor.Name().decode(errors="replace") if tensor.Name() else "",
         shape=tuple(tensor.Shape(k) for k in range(tensor.ShapeLength())),
         type=types[tensor.Type()],
-        data=buffer.DataAsNumpy() if buffer.DataLength() else None,
+        data=_data(model, buffer),
         quantization=tensor.Quantization(),
         sparsity=tensor.Sparsity(),
     )
+
+
+def _data(model: Any, buffer: Any) -> np.ndarray | None:
+    """The bytes of a buffer: in the flatbuffer, or behind it, where writers of large files put them."""
+    if buffer.Offset() > 1:
+        return np.frombuffer(model._tab.Bytes, np.uint8, buffer.Size(), buffer.Offset())
+    return buffer.DataAsNumpy() if buffer.DataLength() else None
 
 
 def _interface(model: Any, side: str) -> dict[str, int]:

@@ -41,15 +41,17 @@ TOLERANCES = {
     "sparse": Tolerance(largest=1e-4, rms=None, agreement=0.99),
     # Weights rounded to 11 bits of mantissa.
     "float16": Tolerance(largest=0.05, rms=0.02, agreement=0.97),
-    # Weights and activations rounded to 8 bits: rms 0.016, agreement 0.95 at worst over the same
-    # networks, trained and not; permuted classes or a wrong tensor give an rms of about 1.
-    "dynamic": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
-    "int8": Tolerance(largest=1.0, rms=0.25, agreement=0.8),
+    # Weights and activations rounded to 8 bits: rms 0.016, agreement 0.95 at worst over networks
+    # trained and not, but 0.33 and 0.89 on a MobileNet after a few steps, which answers nearly the
+    # same to everything. Permuted classes or a wrong tensor give an rms above 1. What rounding
+    # costs is for the accuracy to say; here it is told from a file that computes something else.
+    "dynamic": Tolerance(largest=1.0, rms=0.5, agreement=0.8),
+    "int8": Tolerance(largest=1.0, rms=0.5, agreement=0.8),
     "int16x8": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
     # As their namesakes; "onnx-dynamic" takes the range of each tensor over the whole batch.
     "onnx": Tolerance(largest=1e-4, rms=None, agreement=0.99),
-    "onnx-dynamic": Tolerance(largest=1.0, rms=0.15, agreement=0.8),
-    "onnx-int8": Tolerance(largest=1.0, rms=0.25, agreement=0.8),
+    "onnx-dynamic": Tolerance(largest=1.0, rms=0.5, agreement=0.8),
+    "onnx-int8": Tolerance(largest=1.0, rms=0.5, agreement=0.8),
     # 15 levels for a weight.
     "int4": Tolerance(largest=1.0, rms=0.5, agreement=0.6),
 }
