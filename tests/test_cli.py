@@ -342,7 +342,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
         text=True,
     )
     marker = tmp_path / "out" / ".stages" / "baseline.json"
-    for _ in range(600):
+    for _ in range(3000):
         if marker.exists() or process.poll() is not None:
             break
         time.sleep(0.1)

@@ -1,0 +1,316 @@
+"""Many points of a grid, computed once each: resumed, shared between processes, kept in a store.
+
+Every process does the same: it takes the next point that nobody has finished or claimed. Workers
+are such processes, and so is a second `secateur sweep` on the same folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur import datasets, points
+from secateur.artifact import versions, write_atomically
+from secateur.datasets import Data
+from secateur.errors import SecateurError
+from secateur.grids import Grid, Point
+from secateur.points import Dense, Subject
+from secateur.runtimes.keras import import_modules, save_model
+from secateur.store import Store
+from secateur.training import Progress
+from secateur.workers import supervise
+
+FINISHED = ("done", "impossible", "failed")
+WAIT = 0.5  # seconds between looks at points that other processes have claimed
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points of a finished sweep, one record each, in the grid's order.
+
+    In a notebook it shows as a table; `columns` gives one column as a list.
+    """
+
+    path: Path
+    records: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a point: curve, seed, settings, sparsity, accuracy, loss, bytes, seconds."""
+        return [row(record) for record in self.records]
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the rows; raises SecateurError for a name that no row has."""
+        rows = self.rows
+        if not any(name in row for row in rows):
+            known = ", ".join(dict.fromkeys(key for row in rows for key in row))
+            raise SecateurError(f"no column {name!r}, expected one of {known}")
+        return [row.get(name) for row in rows]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's record as one flat row.
+
+    >>> row({"curve": "weights", "seed": 0, "status": "failed", "error": "no"})["status"]
+    'failed'
+    """
+    sparsity = record.get("sparsity") or {}
+    found = {key: record.get(key) for key in ("curve", "seed", "status", "error")}
+    found |= dict(record.get("settings") or {})
+    found |= {"asked": sparsity.get("asked"), "realised": sparsity.get("realised")}
+    for part in ("validation", "test"):
+        values = record.get(part) or {}
+        found |= {f"{part}_{name}": values.get(name) for name in ("accuracy", "loss")}
+    file, seconds = record.get("file") or {}, record.get("seconds") or {}
+    found |= {"epochs": (record.get("epochs") or {}).get("total")}
+    found |= {"bytes": file.get("bytes"), "gzip_bytes": file.get("gzip_bytes")}
+    found |= {"latency_us": (record.get("latency") or {}).get("median_us")}
+    return found | {"wall_seconds": seconds.get("wall"), "cpu_seconds": seconds.get("cpu")}
+
+
+def sweep(
+    grid: str | Path | Grid | Mapping[str, Any],
+    model: Any = None,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    seeds: int | Sequence[int] | None = None,
+    workers: int = 1,
+    retry: bool = False,
+    imports: Sequence[str] = (),
+    load: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Sweep:
+    """Try every point of a grid, each once, and return their records.
+
+    grid: a built-in one ("challenge"), a `.toml` file, a `Grid`, or plain data. model, data: as
+    `run` takes them (None: the grid's). out: the store; what is finished there is not computed
+    again (None: a new temporary folder). seeds: a number of them or their list (None: the grid's).
+    workers: processes that share the points. retry: compute failed points again. load: what
+    `load_data` takes beside the data and the seed.
+
+    Raises SecateurError before any training when things do not fit; a point that fails is recorded
+    and the sweep goes on.
+    """
+    say = say or (lambda text: None)
+    import_modules(imports)
+    grid = Grid.load(grid)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else seeds
+    work = Work(
+        grid=grid,
+        model=model,
+        data=data,
+        seeds=tuple(grid.seeds if chosen is None else chosen),
+        imports=tuple(imports),
+        load=dict(load or {}),
+    )
+    if workers < 1:
+        raise SecateurError(f"{workers} workers received, expected at least 1")
+    path = Path(tempfile.mkdtemp(prefix="secateur-")) if out is None else Path(out)
+    named = work.named()  # also refuses what does not fit, before anything is written
+    store = Store(path, create=True)
+    store.describe(grid=grid.text, name=grid.name, seeds=list(work.seeds), versions=versions())
+    if retry:
+        for name in named.values():
+            if (store.read(name) or {}).get("status") == "failed":
+                store.forget(name)
+    before = sum(store.read(name) is not None for name in named.values())
+    if before:
+        say(f"{before} of {len(named)} points are finished already")
+    if workers == 1:
+        carry_out(work, store, progress=progress, say=say)
+    else:
+        _share_out(work, store, workers, progress, say)
+    store.index()
+    records = [store.read(name) for name in named.values()]
+    return Sweep(path, [record for record in records if record is not None])
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a process needs to compute points: plain enough to be sent to another one."""
+
+    grid: Grid
+    model: Any
+    data: Any
+    seeds: tuple[int, ...]
+    imports: tuple[str, ...] = ()
+    load: dict[str, Any] = field(default_factory=dict)
+    _subjects: dict[tuple, Subject] = field(default_factory=dict, repr=False)
+
+    def portable(self, folder: Path) -> Work:
+        """The same work as another process can take it: a live model as a file in `folder`."""
+        model = self.model
+        if model is not None and not isinstance(model, str | Path):
+            model = folder / "model" / f"{model.name}.keras"
+            write_atomically(model, lambda path: save_model(self.model, path))
+        if not isinstance(self.data, str | Path | Data | tuple | list | None):
+            raise SecateurError(
+                f"data of {type(self.data).__name__} received, which cannot be sent to another "
+                "process, expected a name, a path, arrays or a Data; fix: workers=1, or load_data first"
+            )
+        return dataclasses.replace(self, model=model, _subjects={})
+
+    def points(self) -> list[Point]:
+        """The grid's points, in order."""
+        return self.grid.points(self.seeds)
+
+    def subject(self, point: Point) -> Subject:
+        """The network and data of a point; the last ones used are kept."""
+        key = (point.recipe.model, point.recipe.data, point.seed)
+        if key not in self._subjects:
+            source = self.data if self.data is not None else point.recipe.data
+            if source is None:
+                raise SecateurError(
+                    f"grid {self.grid.name!r} names no data; give --data digits, or a .npz file"
+                )
+            loaded = source
+            if not isinstance(source, Data):
+                loaded = datasets.load(source, seed=point.seed, **self.load)
+            self._subjects = {key: Subject.of(point, self.model, loaded)}
+        return self._subjects[key]
+
+    def named(self) -> dict[int, str]:
+        """Place of each point in the grid -> its fingerprint."""
+        found, shared = {}, {}
+        for place, point in enumerate(self.points()):
+            subject = self.subject(point)
+            key = (point.recipe.model, point.recipe.data, point.seed, _prefix(point))
+            if key not in shared:
+                shared[key] = subject.identity(point)
+            found[place] = points.fingerprint_of(point, shared[key])
+        return found
+
+
+def carry_out(
+    work: Work,
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+    limit: int | None = None,
+) -> None:
+    """Compute points until all are finished, here or by other processes on the same store.
+
+    limit: leave after so many points of our own.
+    """
+    say = say or (lambda text: None)
+    every, named = work.points(), work.named()
+    pending = dict(named)
+    begun, computed = time.perf_counter(), 0
+    while pending and (limit is None or computed < limit):
+        held = 0
+        for place, name in list(pending.items()):
+            if store.read(name) is None:
+                with store.claim(name) as ours:
+                    if not ours:
+                        held += 1
+                        continue
+                    if store.read(name) is None:
+                        _compute(work, store, every[place], name, progress, say)
+                        computed += 1
+            del pending[place]
+            if computed == limit:
+                break
+            if progress is not None:
+                left = (time.perf_counter() - begun) / max(computed, 1) * len(pending)
+                done = len(named) - len(pending)
+                progress("points", done, len(named), f"about {left:,.0f} s left")
+        if held:
+            time.sleep(WAIT)
+
+
+def _compute(
+    work: Work, store: Store, point: Point, name: str, progress: Progress | None, say: Say
+) -> None:
+    subject = work.subject(point)
+    identity = subject.identity(point)
+    store.begin(name)
+    try:
+        dense = Dense.from_arrays(
+            *store.shared(
+                identity, lambda: points.train_dense(point, subject, progress).to_arrays()
+            )
+        )
+        record = points.compute(
+            point,
+            identity,
+            subject,
+            dense,
+            folder=store.folder(name),
+            imports=work.imports,
+            progress=progress,
+        )
+    except Exception as error:  # a point's own failure, whatever it is, ends that point alone
+        if _of_the_store(error):
+            raise
+        record = points.unfinished(point, identity, subject, error)
+    store.write(record)
+    say(f"{point.label}: {_result(record)}")
+
+
+def _share_out(
+    work: Work, store: Store, workers: int, progress: Progress | None, say: Say
+) -> None:
+    every, named = work.points(), work.named()
+    places = {name: place for place, name in named.items()}
+    told = {name for name in places if store.read(name) is not None}
+    begun, already = time.perf_counter(), len(told)
+
+    def failed(name: str, cause: str) -> None:
+        point = every[places[name]]
+        subject = work.subject(point)
+        error = SecateurError(cause)
+        store.write(points.unfinished(point, subject.identity(point), subject, error))
+
+    def watch(left: int, running: int) -> None:
+        for name in [n for n in places if n not in told]:
+            record = store.read(name)
+            if record is not None:
+                told.add(name)
+                say(f"{every[places[name]].label}: {_result(record)}")
+        if progress is not None:
+            rate = (time.perf_counter() - begun) / max(len(told) - already, 1)
+            text = f"{running} running, about {rate * left:,.0f} s left"
+            progress("points", len(named) - left, len(named), text)
+
+    task = functools.partial(_part, work.portable(store.path))
+    supervise(task, store, list(places), workers=workers, failed=failed, watch=watch)
+
+
+def _part(work: Work, store: Store, limit: int) -> None:
+    """What one worker does."""
+    import_modules(work.imports)
+    carry_out(work, store, limit=limit)
+
+
+def _result(record: Mapping[str, Any]) -> str:
+    accuracy = (record.get("test") or {}).get("accuracy")
+    result = f"{100 * accuracy:.2f} %" if accuracy is not None else record["status"]
+    return result + (f" ({record['error']})" if record["error"] else "")
+
+
+def _of_the_store(error: BaseException) -> bool:
+    """Whether the disk is at fault, which every other point would meet too."""
+    cause = error.__cause__ if isinstance(error, SecateurError) else error
+    return isinstance(cause, OSError)
+
+
+def _prefix(point: Point) -> str:
+    """What of a point's recipe decides its dense network."""
+    early = points.snapshot_for(point.recipe, 0)
+    return repr((point.recipe.train, None if early is None else early.epoch))
