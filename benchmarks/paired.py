@@ -1,58 +1,14 @@
-"""Differences of accuracies over the same test images and the same seeds, with their intervals."""
+"""Who leads in points of accuracy, and of whom that can be said beyond chance."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
+from secateur.reporting.sweep_statistics import Difference, difference
 
-@dataclass(frozen=True)
-class Difference:
-    """Points by which one is ahead of the other; low and high bound the 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} ({self.low:+.2f}..{self.high:+.2f})"
-
-
-def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Difference:
-    """Ours less theirs, in points; each a row of zeros and ones (or means of such) for every seed.
-
-    Two sources of chance, seeds and images, that cross: the variance of the mean is that of the
-    seeds' means over their number plus that of the images' means over theirs, which counts what is
-    left over twice and so errs to the wide side. Student's t with Satterthwaite's degrees.
-
-    >>> rows = [np.array([1, 1, 0, 1.0]), np.array([1, 1, 1, 0.0])]
-    >>> str(difference(rows, rows))
-    '+0.00 (+0.00..+0.00)'
-    """
-    gap = 100.0 * (np.asarray(ours, float) - np.asarray(theirs, float))
-    seeds, images = gap.shape
-    if seeds < 2:
-        raise ValueError("an interval over seeds needs two or more")
-    mean = float(gap.mean())
-    parts = [
-        (float(gap.mean(axis=1).var(ddof=1)) / seeds, seeds - 1),
-        (float(gap.mean(axis=0).var(ddof=1)) / images, images - 1),
-    ]
-    variance = sum(part for part, _ in parts)
-    if not variance:
-        return Difference(mean, mean, mean)
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    half = float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
-    return Difference(mean, mean - half, mean + half)
+__all__ = ["Difference", "difference", "ranking"]
 
 
 def ranking(levels: dict[str, Sequence[np.ndarray]], show: dict[str, str]) -> str:

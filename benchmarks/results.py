@@ -6,7 +6,7 @@
 
 Reads benchmarks/records/*.json and nothing else, so the same records give the same bytes anywhere.
 A record that is missing is said to be missing, with the command that makes it. The sections stand in
-results_lab, results_accuracy and results_speed.
+results_lab, results_accuracy, results_speed, results_formats and results_targets.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import sys
 from pathlib import Path
 
 from results_accuracy import mnist_sparsity, seedlings
+from results_formats import conversion, loop, matrix, tiny
 from results_lab import collect, first_screen, lab, tuning, with_first_screen
 from results_parts import read
 from results_speed import overhead, patterns, start, vgg16
+from results_targets import page as targets_page
+from results_targets import targets, with_page
 
 from secateur.errors import SecateurError
 
@@ -27,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
+TARGETS_PAGE = ROOT / "docs" / "targets.md"
 
 
 def page(records: Path) -> str:
@@ -43,6 +47,11 @@ def page(records: Path) -> str:
         *vgg16(read(records, "vgg16-memory"), anchors),
         *overhead(read(records, "step-overhead"), anchors),
         *patterns(read(records, "pattern-overhead")),
+        *targets(records),
+        *matrix(records, anchors),
+        *conversion(read(records, "vgg16-conversion"), anchors),
+        *tiny(read(records, "mlperf-tiny")),
+        *loop(read(records, "measure-loop")),
         *start(read(records, "command-start"), anchors),
     ]
     return "\n\n".join(parts) + "\n"
@@ -79,6 +88,8 @@ def main() -> int:
         if given.page == PAGE:
             held = README.read_text(encoding="utf-8")
             pages[README] = with_first_screen(held, first_screen(given.records))
+            held = TARGETS_PAGE.read_text(encoding="utf-8")
+            pages[TARGETS_PAGE] = with_page(held, targets_page(given.records))
     except SecateurError as error:
         return _fail(str(error))
     if given.write:

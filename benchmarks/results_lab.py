@@ -20,6 +20,7 @@ BEGIN, END = "<!-- results:begin (make results) -->\n", "<!-- results:end -->"
 SHOWN = ("baseline-h5", "baseline-float32", "baseline-dynamic", "pruned-h5", "pruned-float32")
 SEEDS = (0, 1, 2)
 LAB_COMMAND = "secateur run lab --data mnist --seeds 3 --out out/"
+_SIZES = {"gzip_bytes": "gzip as is", "stripped_gzip_bytes": "gzip of the stripped file"}
 WEIGHT_KEYS = ("path", "role", "shape", "size", "zeros", "sparsity")
 
 
@@ -236,6 +237,17 @@ def _lab_targets(runs: Sequence[Record], table: Sequence[Record], anchors: Recor
                 verdict(final["gzip_bytes"] <= limit, max(each) <= limit, "the mean only"),
             ]
         )
+        for key, limit in wanted["pruned_dynamic"].items():
+            each = values(runs, "pruned-dynamic", key).values()
+            if each:
+                mean = sum(each) / len(each)
+                cells.append(
+                    [
+                        f"pruned + dynamic, {_SIZES[key]}: at most {whole(limit)} B",
+                        f"{whole(mean)} ({whole(min(each))}..{whole(max(each))}) B",
+                        verdict(mean <= limit, max(each) <= limit, "the mean only"),
+                    ]
+                )
     for name in ("baseline-dynamic", "pruned-dynamic", "control-keras"):
         if (row := known.get(name)) and row["accuracy"] is not None:
             bar = old[name]["accuracy"]

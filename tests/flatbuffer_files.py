@@ -87,3 +87,10 @@ class File:
 def unpacked(blob: bytes):
     """The tables of a file."""
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(blob, 0))
+
+
+def packed(tables) -> bytes:
+    """The file of tables."""
+    builder = schema.flatbuffers.Builder(1024)
+    builder.Finish(tables.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

@@ -263,6 +263,7 @@ def test_light_modules_load_no_framework(module):
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "docx": "python-docx",
     "sklearn": "scikit-learn",
 }  # where it is not the import name with dashes
 

@@ -160,6 +160,23 @@ def test_export_needs_no_data(secateur, trained, tmp_path):
     }
 
 
+def test_export_takes_widths_of_single_layers(secateur, trained, tmp_path):
+    arguments = ["export", trained / "model.keras", "--formats", "int4", "--out", "files"]
+    code, out, err = secateur(*arguments, "--layer", "*=8", "--layer", "head=float")
+    assert code == 0, err
+    assert "left in float as selected: head/kernel" in " ".join(out.split())
+    (file,) = json.loads((tmp_path / "files" / "manifest.json").read_text())["files"]
+    bits = {path: record["bits"] for path, record in file["tensors"].items() if "kernel" in path}
+    assert bits.pop("head/kernel") == 32 and set(bits.values()) == {8}
+    for text, message in (
+        ("head", "--layer 'head' received, expected LAYER=WIDTH"),
+        ("haed=4", "'haed' matches no layer or weight; did you mean 'head'"),
+        ("head=7", "bits 7 received"),
+    ):
+        code, _, err = secateur(*arguments, "--layer", text)
+        assert code == 1 and message in " ".join(err.split()), err
+
+
 def test_recipes_are_listed_explained_and_printed(secateur):
     code, out, _ = secateur("recipes")
     assert code == 0
@@ -372,7 +389,7 @@ def lose(*args, **kwargs):  # Python only reports what is raised inside a weak r
     reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
     del thing
 
-pipeline._introduce = lose
+pipeline.introduce = lose
 sys.argv = ["secateur", "run", "demo", "--limit", "200", "--out", "out"]
 cli.main()
 """

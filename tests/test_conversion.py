@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from secateur import conversion, zoo
+from secateur.apart import Limits
 from secateur.errors import SecateurError
 from secateur.quantization import QUANTIZATIONS, quantize
 from secateur.runtimes import litert
@@ -140,6 +141,21 @@ def test_own_layers_reach_the_clean_process_by_import(custom, tmp_path, capfd):
     blobs = conversion.in_clean_process(net, ["float32"], [custom.__name__], tmp_path)
     assert litert.load(blobs["float32"]).output_shape == (6,)
     assert capfd.readouterr().err == ""
+
+
+def test_the_clean_process_is_bounded_and_its_cost_is_told(model, tmp_path, monkeypatch):
+    costs = []
+    conversion.in_clean_process(model, ["float32"], (), tmp_path, spent=costs.append)
+    assert 0.5 < costs[0].seconds < 600
+    if sys.platform == "linux":
+        assert 100 < costs[0].peak_mib < 4000  # TensorFlow alone is several hundred
+    monkeypatch.setenv("SECATEUR_CONVERSION_SECONDS", "0.4")
+    with pytest.raises(SecateurError, match=r"the converter was still at work after 0.4 s") as late:
+        conversion.in_clean_process(model, ["float32"], (), tmp_path)
+    assert "\n" not in str(late.value)
+    if not TENSORFLOW:
+        with pytest.raises(SecateurError, match="after 0.3 s"):
+            conversion.to_litert(model, limits=Limits(seconds=0.3))
 
 
 def test_a_process_that_dies_is_told_in_one_line(model, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from secateur.artifact import FORMATS
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.promises import Promise
+from secateur.runtimes import runtime_for
 from secateur.verification import compare, verify
 
 layers = keras.layers
@@ -276,3 +277,122 @@ def test_not_a_number_and_another_shape_are_refused():
     for wrong in (np.full((2, 3), np.nan), np.ones((2, 2))):
         with pytest.raises(SecateurError, match=r"expected \(2, 3\), finite"):
             compare(expected, {"out": wrong}, "dynamic")
+
+
+# --- single layers, and what is said of a file ----------------------------------------------------
+
+
+def wide():
+    """A convolution and two Dense layers whose inputs are multiples of 32."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, activation="relu", name="conv"),
+            layers.MaxPooling2D(3),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu", name="hidden"),
+            layers.Dense(3, name="head"),
+        ]
+    )
+
+
+def squares(n=32):
+    return np.random.default_rng(0).random((n, 8, 8, 1), dtype="float32")
+
+
+def stored(artifact):
+    return [artifact.tensors[f"{name}/kernel"]["bits"] for name in ("conv", "hidden", "head")]
+
+
+def test_single_layers_have_widths_of_their_own(tmp_path):
+    net, x = wide(), squares()
+    settings = {"stage": "s", "calibration": x, "data": x}
+    widths = {"*": 8, "hidden": "4/32", "head": "float"}
+    (mixed,) = export(net, ["int4"], tmp_path, layers=widths, **settings)
+    assert stored(mixed) == [8, 4, 32] and mixed.format == "int4"
+    assert "left in float as selected: head/kernel" in mixed.notes
+    # The patterns are read in their order: the last that names a layer counts.
+    widths = {"head": 4, "h*": 8, "conv": 4}
+    for format in ("int8", "int16x8"):
+        (codes,) = export(net, [format], tmp_path, layers=widths, **settings)
+        assert stored(codes) == [4, 8, 8] and codes.format == format
+    (all_four,) = export(net, ["int4"], tmp_path, layers={"head": 4}, **settings)
+    (plain,) = export(net, ["int4"], tmp_path, **settings)
+    assert all_four.sha256 == plain.sha256  # what the format does anyway changes no byte
+
+
+@pytest.mark.parametrize(
+    ("formats", "widths", "message"),
+    [
+        (["int4"], {"haed": 4}, "'haed' matches no layer or weight; did you mean 'head'"),
+        (["int4"], {"head": "5"}, "bits 5 received, expected 4, 8, 16 or float"),
+        (["int4"], {"head": "4:32"}, "width '4:32' received, expected 4, 8, 16 or float, or 4/32"),
+        (["int4"], {"conv": "4/32"}, r"conv/kernel \(8, 3, 3, 1\) of CONV_2D, expected a fully"),
+        (["int8"], {"hidden": "4/32"}, "expected a fully connected layer .* in float"),
+        (["int8"], {"head": 16}, "16 bits received for head/kernel in a file of integers"),
+        (["float16"], {"head": 8}, "8 bits received for head/kernel in a float16 file"),
+        (["int8"], {"head": "float"}, r"FULLY_CONNECTED in float received \(head/kernel left in"),
+        (["keras", "float32"], {"head": 4}, "with keras, float32, expected formats that have them"),
+        (["int8", "onnx-int8"], {"head": 4}, "with int8, onnx-int8, expected formats that have"),
+    ],
+)
+def test_widths_that_no_file_has_are_refused(formats, widths, message, tmp_path):
+    with pytest.raises(SecateurError, match=message) as refused:
+        export(wide(), formats, tmp_path, stage="s", layers=widths, calibration=squares())
+    assert "\n" not in str(refused.value) and left_in(tmp_path) == []
+
+
+def test_equal_kernels_cannot_have_two_widths(tmp_path):
+    x = keras.Input((8,))
+    first, second = layers.Dense(8, name="first"), layers.Dense(8, name="second")
+    net = keras.Model(x, second(layers.ReLU()(first(x))))
+    second.kernel.assign(values(first.kernel))
+    with pytest.raises(SecateurError, match="second/kernel received as 8 bits and first/kernel as"):
+        export(net, ["int4"], tmp_path, stage="s", layers={"first": "float", "second": 8})
+
+
+def test_blocks_without_weights_load(tmp_path):
+    """Pruning leaves such blocks; the quantizer gives them a scale of 0, which LiteRT refuses."""
+    net, x = wide(), squares()
+    kernel = values(net.get_layer("hidden").kernel)
+    kernel[:32, 1], kernel[:, 2] = 0, 0
+    kernel[:32, 3] *= 1e-4 / np.abs(kernel[:32, 3]).max()  # a scale below a half's normal range
+    net.get_layer("hidden").kernel.assign(kernel)
+    promise = Promise("hidden/kernel", "zeros", kernel == 0, kernel.shape)
+    (artifact,) = export(
+        net, ["int4"], tmp_path, stage="s", layers={"hidden": "4/32"}, data=x, promises=[promise]
+    )
+    session = runtime_for(artifact.path).load(artifact.path, 1)
+    found = next(c for c in session.constants() if c.values.shape == (64, 32))
+    step = np.finfo(np.float16).smallest_normal
+    assert found.step().min() == step
+    assert np.abs(found.dequantized()[3] - kernel[:32, 3]).max() <= 0.501 * step
+
+
+def test_a_sparse_file_without_zeros_says_that_nothing_was_encoded(tmp_path):
+    net = wide()
+    plain, dense = export(net, ["float32", "sparse"], tmp_path, stage="s")
+    assert plain.bytes == dense.bytes  # some bytes of metadata apart, the float32 file
+    assert any(note.startswith("nothing was encoded as sparse") for note in dense.notes)
+    kernel = values(net.get_layer("hidden").kernel)
+    net.get_layer("hidden").kernel.assign(
+        kernel * (np.arange(kernel.size) % 10 == 0).reshape(kernel.shape)
+    )
+    plain, sparse = export(net, ["float32", "sparse"], tmp_path, stage="p")
+    assert sparse.bytes < plain.bytes
+    assert not any("sparse" in note for note in sparse.notes)
+
+
+def test_what_a_quantizer_leaves_in_float_is_said(tmp_path):
+    keras.utils.set_random_seed(0)
+    back = keras.Sequential([keras.Input((5, 5, 2)), layers.Conv2DTranspose(4, 3, name="back")])
+    (artifact,) = export(back, ["onnx-dynamic"], tmp_path, stage="s")
+    assert artifact.tensors["back/kernel"]["skipped"] == "left in float by the quantizer"
+    assert artifact.notes == ("left in float by the quantizer: back/kernel",)
+    promise = Promise("back/kernel", "bits", 8, (3, 3, 4, 2))
+    with pytest.raises(SecateurError, match="at most 8 bits a weight of back/kernel: 32 bits"):
+        verify(artifact.path, "onnx-dynamic", back, [promise])
+    words = keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(9, 4, name="e")])
+    (artifact,) = export(words, ["dynamic"], tmp_path, stage="s")
+    assert artifact.tensors["e/embeddings"]["skipped"] == "left in float by the quantizer"

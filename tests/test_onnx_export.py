@@ -13,11 +13,14 @@ import pytest
 
 from secateur import conversion, onnx_export, zoo
 from secateur.errors import SecateurError
+from secateur.exporting import export
 from secateur.locating import located
 from secateur.onnx_export import FORMATS, to_onnx
 from secateur.promises import Promise
 from secateur.runtimes import onnx
 from secateur.runtimes.keras import KerasSession
+from secateur.verification import verify
+from secateur.weights import weight_table
 
 layers = keras.layers
 TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -220,6 +223,38 @@ def test_loops_give_the_same_bytes_too():
     np.testing.assert_allclose(onnx.load(first["onnx"]).predict(x, batch=3), expected, atol=1e-6)
     found = located(onnx.load(first["onnx"]).constants(), net, set())
     assert sum(m.constant is not None for p, m in found.items() if "gru" in p) >= 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_pruned_lstm_keeps_its_zeros(format, tmp_path):
+    """ONNX stores its gates in another order, and both directions in one tensor."""
+    net = keras.Sequential(
+        [
+            keras.Input((6, 5)),
+            layers.Bidirectional(layers.LSTM(8, return_sequences=True)),
+            layers.LSTM(4),
+        ]
+    )
+    promises = []
+    for row in weight_table(net):
+        if row.path.endswith("kernel"):
+            kernel = row.read()
+            zeros = np.abs(kernel) <= np.quantile(np.abs(kernel), 0.8)
+            row.variable.assign(np.where(zeros, 0, kernel))
+            promises.append(Promise(row.path, "zeros", zeros, kernel.shape))
+    assert len(promises) == 6
+    x = conversion.random_inputs(net, 64)
+    (file,) = export(net, [format], tmp_path, stage="m", promises=promises, data=x, calibration=x)
+    found = [file.tensors[promise.path]["tensor"] for promise in promises]
+    assert len(set(found)) == 6 and found[0].endswith("LSTM_0:in1[0]")
+    assert all("reason" not in file.tensors[promise.path] for promise in promises)
+    # A zero that is none any more, in the other direction.
+    kernel = next(row for row in weight_table(net) if "backward" in row.path)
+    changed = np.array(kernel.read())
+    changed[tuple(np.argwhere(changed == 0)[0])] = 0.9  # an output without weights has a step of 1
+    kernel.variable.assign(changed)
+    with pytest.raises(SecateurError, match="backward.*not found|outputs differ"):
+        verify(file.path, format, net, promises, x)
 
 
 def test_names_and_opset():

@@ -200,3 +200,40 @@ def test_require_names_every_broken_promise_in_one_line():
     assert "zeros at 1 of 1 weights of b/kernel: 1 of 1 promised zeros not zero" in message
     assert "a/kernel: shape (2,) found, (1,) promised" in message
     assert "\n" not in message
+
+
+# --- bits -----------------------------------------------------------------------------------------
+
+
+def test_bits_are_at_most_those_promised():
+    promise = Promise("k", "bits", 4, (2, 2))
+    codes = np.array([[-7, 7], [0, 3]], np.int8)
+    assert check(promise, codes, coded=True, bits=4).ok
+    assert check(Promise("k", "bits", 8, (2, 2)), codes, coded=True, bits=4).ok
+    broken = check(promise, codes, coded=True, bits=8)
+    assert not broken.ok and broken.broken == 4 and broken.detail == "8 bits a weight found"
+    assert not check(promise, codes[:1], coded=True, bits=4).ok  # another shape
+    assert not check(promise, codes * 18, coded=True, bits=4).ok  # codes that 4 bits cannot hold
+    with pytest.raises(SecateurError, match=r"at most 4 bits .*leave these weights out of the sel"):
+        require([broken])
+
+
+def test_floats_by_nature_are_skipped_and_it_is_said():
+    finding = check(Promise("k", "bits", 8, (2,)), np.ones(2, np.float32))
+    assert finding.ok and finding.detail.startswith("skipped")
+
+
+def test_a_promise_of_bits_survives_its_record():
+    promise = Promise("k", "bits", 4, (2, 3))
+    record = json.loads(json.dumps(promise.to_record()))
+    read = Promise.from_record(record)
+    assert (read.path, read.kind, read.value, read.shape) == ("k", "bits", 4, (2, 3))
+    assert (read.count, read.size) == (0, 6)
+    with pytest.raises(SecateurError, match="damaged record"):
+        Promise.from_record({**record, "bits": "four"})
+
+
+@pytest.mark.parametrize("value", [0, -4, 4.0, True, None, "4"])
+def test_bits_are_a_whole_number(value):
+    with pytest.raises(SecateurError, match="expected a whole number of bits"):
+        Promise("k", "bits", value, (2,))

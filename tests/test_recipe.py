@@ -17,6 +17,7 @@ from secateur.errors import SecateurError
 from secateur.methods.fine_tune import FineTune
 from secateur.methods.keep_zeros import KeepZeros
 from secateur.methods.prune import Prune
+from secateur.methods.quantize import Quantize
 from secateur.methods.rigl import RigL
 from secateur.recipe import METHODS, Export, Recipe, Step
 from secateur.recipes import builtin_recipes, explanation
@@ -65,9 +66,19 @@ steps = st.builds(
     method=prunes | st.builds(KeepZeros, select=selects) | st.just(Prune(pattern="2:4")),
     train=st.none() | trains,
 )
+quantizes = st.builds(
+    Quantize,
+    format=st.sampled_from(["int8", "int16x8", "dynamic", "int4"]),
+    bits=st.none() | st.sampled_from([4, 8]),
+    otherwise=st.none() | st.sampled_from([4, 8]),
+    select=selects,
+) | st.just(Quantize(format="int4", block=64))
 recipes = st.builds(
     Recipe,
-    steps=st.lists(steps, max_size=3),
+    # Quantized last: no other step keeps the bits.
+    steps=st.tuples(st.lists(steps, max_size=3), st.lists(quantizes, max_size=2)).map(
+        lambda both: [*both[0], *both[1]]
+    ),
     train=trains,
     export=st.builds(
         Export, formats=st.sets(st.sampled_from(["keras", "h5", "dynamic"])).map(sorted)

@@ -19,6 +19,7 @@ _HOMES = {
     "RigL": "secateur.methods.rigl",
     "KeepZeros": "secateur.methods.keep_zeros",
     "FineTune": "secateur.methods.fine_tune",
+    "Quantize": "secateur.methods.quantize",
     "TrainingLoop": "secateur.project",
     "Train": "secateur.training",
     "reestimate_batchnorm": "secateur.training",
@@ -32,6 +33,7 @@ _HOMES = {
     "measure": "secateur.measurement",
     "pruning_sensitivity": "secateur.sensitivity",
     "quantization_sensitivity": "secateur.sensitivity",
+    "targets": "secateur.payoff",
     "run": "secateur.pipeline",
     "Run": "secateur.pipeline",
     "SecateurError": "secateur.errors",
@@ -52,6 +54,7 @@ __all__ = [  # noqa: RUF022
     "RigL",
     "KeepZeros",
     "FineTune",
+    "Quantize",
     "TrainingLoop",
     "Train",
     "reestimate_batchnorm",
@@ -65,6 +68,7 @@ __all__ = [  # noqa: RUF022
     "measure",
     "pruning_sensitivity",
     "quantization_sensitivity",
+    "targets",
     "run",
     "Run",
     "SecateurError",
@@ -83,7 +87,9 @@ if TYPE_CHECKING:
     from secateur.methods.fine_tune import FineTune
     from secateur.methods.keep_zeros import KeepZeros
     from secateur.methods.prune import Prune
+    from secateur.methods.quantize import Quantize
     from secateur.methods.rigl import RigL
+    from secateur.payoff import targets
     from secateur.pipeline import Run, run
     from secateur.project import TrainingLoop
     from secateur.promises import Promise

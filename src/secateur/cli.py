@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from secateur import cli_files, cli_sensitivity
+from secateur import cli_files, cli_sensitivity, cli_sweep, cli_targets
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -41,6 +41,9 @@ app = typer.Typer(
 app.command()(cli_files.export)
 app.command()(cli_files.measure)
 app.command()(cli_sensitivity.sensitivity)
+app.command()(cli_targets.targets)
+app.command()(cli_sweep.sweep)
+app.command()(cli_sweep.choose)
 # Typer keeps the base class of its usage errors to itself.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
@@ -86,9 +89,11 @@ def run(
     """
     with frameworks():
         from secateur import datasets, pipeline
+        from secateur.grids import refuse_grid
         from secateur.recipe import Recipe
         from secateur.run_folder import check_layout
     import_all(imports)
+    refuse_grid(recipe)
     loaded = Recipe.load(recipe)
     source = data or loaded.data
     if source is None:
@@ -185,14 +190,21 @@ def report(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe's text.")] = None,
 ) -> None:
-    """The built-in recipes, each explained; with a name its text, to copy and change."""
-    from secateur.recipes import builtin_recipes, explanation
+    """The built-in recipes and grids, each explained; with a name its text, to copy and change."""
+    from secateur.recipes import builtin_grids, builtin_recipes, explanation
 
-    known = builtin_recipes()
+    recipes, grids = builtin_recipes(), builtin_grids()
+    known = {**recipes, **grids}
     if name is None:
-        for recipe, text in known.items():
-            _out.print(f"[bold]{recipe}[/bold]  {escape(explanation(text))}\n", highlight=False)
-        _out.print("secateur recipes NAME prints one; secateur run NAME --out out/ runs it.")
+        for kind, texts in (("", recipes), (" (grid)", grids)):
+            for own, text in texts.items():
+                _out.print(
+                    f"[bold]{own}[/bold]{kind}  {escape(explanation(text))}\n", highlight=False
+                )
+        _out.print(
+            "secateur recipes NAME prints one; secateur run NAME --out out/ runs a recipe, "
+            "secateur sweep NAME --out runs/ a grid."
+        )
         return
     if name not in known:
         raise SecateurError(f"no recipe {name!r}; known: {', '.join(known)}")
@@ -224,7 +236,8 @@ def main() -> None:
         )
     if code == 130:  # Typer's word for Ctrl-C
         same = "the same command" + " without --overwrite" * ("--overwrite" in arguments)
-        kept = f"; what was finished is kept, {same} carries on" if arguments[:1] == ["run"] else ""
+        resumes = arguments[:1] in (["run"], ["sweep"])
+        kept = f"; what was finished is kept, {same} carries on" if resumes else ""
         _fail(f"interrupted{kept}", code=130)
     raise SystemExit(code)
 

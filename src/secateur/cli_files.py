@@ -12,8 +12,10 @@ from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
     ImportOption,
+    LayerOption,
     ScaleOption,
     as_image_size,
+    as_layers,
     as_scale,
     frameworks,
     import_all,
@@ -41,6 +43,7 @@ def export(
     data: DataOption = None,
     scale: ScaleOption = None,
     image_size: ImageSizeOption = None,
+    layer: LayerOption = None,
     float_io: Annotated[
         bool, typer.Option("--float-io", help="Floats in and out of int8 and int16x8 files.")
     ] = False,
@@ -66,7 +69,10 @@ def export(
       secateur export model.keras --formats float32,dynamic,int8,int4 --calibration mnist --data mnist
 
       secateur export model.keras --formats int8 --calibration data.npz --strip --c-array
+
+      secateur export model.keras --formats int4 --layer 'dense*=4/32' --layer 'conv*=8' --layer head=float
     """
+    layers = as_layers(layer)
     if (folder / "run.json").exists() or (folder / ".stages").exists():
         raise SecateurError(
             f"{folder} holds a run, whose manifest would be lost; choose another --out"
@@ -99,6 +105,7 @@ def export(
         allow_float=allow_float,
         strip=stripped,
         header=c_array,
+        layers=layers,
     )
     write_manifest(folder, artifacts)
     from secateur.reporting.console import measurements

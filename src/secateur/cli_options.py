@@ -41,6 +41,16 @@ ImportOption = Annotated[
     typer.Option("--import", help="Python module that registers custom layers; may be repeated."),
 ]
 
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        help="Width of single layers in quantized .tflite files: a name or glob, =, and 4, 8, 16, "
+        "float, or 4/32 for 4 bits in blocks of 32. May be repeated; the last that names a layer "
+        "counts.",
+    ),
+]
+
 
 def as_scale(text: str | None) -> float | str | None:
     """The divisor that --scale names; raises `SecateurError` for what is none."""
@@ -62,6 +72,25 @@ def as_image_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
         raise SecateurError(f"--image-size {text!r} received, expected HEIGHTxWIDTH, as 96x96")
     return int(sides[0]), int(sides[1])
+
+
+def as_layers(texts: list[str] | None) -> dict[str, str]:
+    """The widths that --layer names, by pattern; raises `SecateurError` for what is no pair.
+
+    >>> as_layers(["dense*=4/32", "head=float"])
+    {'dense*': '4/32', 'head': 'float'}
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        pattern, equals, width = (part.strip() for part in text.rpartition("="))
+        if not (pattern and equals and width):
+            raise SecateurError(
+                f"--layer {text!r} received, expected LAYER=WIDTH, as 'dense*=4'; fix: name a layer "
+                "or a glob, then 4, 8, 16, float, or 4/32"
+            )
+        found.pop(pattern, None)  # named again: it counts from here
+        found[pattern] = width
+    return found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from secateur.training import (
     train,
 )
 from secateur.weights import weight_table
+from secateur.widths import Specification, promised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,17 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A compressed model: an ordinary Keras model, what it promises, and how it came about."""
+    """A compressed model: an ordinary Keras model, what it promises, and how it came about.
+
+    specification: what quantize steps leave for `export`, which takes it as `specification=`.
+    """
 
     model: Any = field(repr=False)
     promises: tuple[Promise, ...] = field(repr=False)
     stages: tuple[Stage, ...]
     plan: Plan = field(repr=False)
     recipe: Recipe = field(repr=False)
+    specification: Specification | None = field(default=None, repr=False)
 
 
 def compress(
@@ -107,7 +112,12 @@ def compress(
             model.set_weights(before)
         raise
     return Compressed(
-        model=current, promises=promises, stages=tuple(stages), plan=plan, recipe=recipe
+        model=current,
+        promises=promises,
+        stages=tuple(stages),
+        plan=plan,
+        recipe=recipe,
+        specification=recipe.specification(weight_table(current)),
     )
 
 
@@ -164,7 +174,10 @@ def run_step(
         )
     if "zeros" in method.makes:
         promises = promised_zeros(masks, weight_table(model), promises)
-    settle_batchnorm(model, recipe, settings, data)
+    if "bits" in method.makes:
+        promises = _with_bits(promises, recipe, number, model)
+    if getattr(method, "trains", True):
+        settle_batchnorm(model, recipe, settings, data)
     check_promises(model, promises)
     return Stage(
         name=name,
@@ -176,6 +189,16 @@ def run_step(
         notes=notes,
         early=early,
     )
+
+
+def _with_bits(
+    promises: Sequence[Promise], recipe: Recipe, number: int, model: Any
+) -> tuple[Promise, ...]:
+    """Promises of earlier steps, and of the bits that the steps up to `number` say together."""
+    table = weight_table(model)
+    found = recipe.specification(table, number + 1)
+    others = tuple(promise for promise in promises if promise.kind != "bits")
+    return others if found is None else (*others, *promised(found.widths, table))
 
 
 @dataclass(frozen=True, kw_only=True)

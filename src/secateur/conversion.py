@@ -10,21 +10,23 @@ import importlib
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateur import quantization
+from secateur.apart import Cost, Limits, run_apart
 from secateur.errors import SecateurError
+from secateur.locating import placed
 from secateur.quantization import QUANTIZATIONS, quantize
 from secateur.runtimes import litert, one_line, quiet
 from secateur.runtimes.keras import load_model, pack, save_model, signature
+from secateur.widths import Width
 
 # What the converter writes; every other format is made of the float file.
 CONVERTED = ("float32", "sparse")
@@ -40,6 +42,9 @@ def to_litert(
     imports: Sequence[str] = (),
     calibration: Any = None,
     io: str = "int",
+    widths: Mapping[str, Width] | None = None,
+    limits: Limits | None = None,
+    spent: Callable[[Cost], None] | None = None,
 ) -> dict[str, bytes]:
     """Return {format: `.tflite` file} of a Functional or Sequential model; same model, same bytes.
 
@@ -50,6 +55,9 @@ def to_litert(
         imports: modules that register the model's own layers; the clean process imports them.
         io: "int" or "float", what the last two take in and give out.
         calibration: inputs (n, ...) or {name: inputs}, from which the last two take their ranges.
+        widths: path of a kernel -> its width in the quantized formats, where that is another.
+        limits: of the clean process, if it takes one; None: those of the environment.
+        spent: told what the clean process took.
 
     Raises `SecateurError` where TensorFlow or LiteRT is missing, or cannot convert the model.
     """
@@ -79,15 +87,36 @@ def to_litert(
             "x (--calibration data.npz)"
         )
     wanted = [f for f in CONVERTED if f in formats or (f == "float32" and quantized)]
-    made = _converted(model, wanted, imports)
+    made = _converted(model, wanted, imports, limits, spent)
+    constants = litert.load(made["float32"]).constants() if widths and quantized else []
     ranges = litert.ranges(made["float32"], calibration) if calibrated else None
     for format in quantized:
         how = dataclasses.replace(QUANTIZATIONS[format], io=io)
-        made[format] = quantize(made["float32"], how, ranges)
+        own = {
+            path: width
+            for path, width in (widths or {}).items()
+            if width != Width(bits=how.weights, block=how.block)
+        }
+        tensors = placed(constants, model, own) if own else {}
+        try:
+            made[format] = quantize(
+                made["float32"], how, ranges, {tensors[path]: own[path] for path in tensors}
+            )
+        except SecateurError as error:  # a user knows paths, not the converter's names
+            told = str(error)
+            for path, tensor in tensors.items():
+                told = told.replace(f"'{tensor}'", path)
+            raise SecateurError(told) from error.__cause__
     return {format: made[format] for format in formats}
 
 
-def _converted(model: Any, formats: Sequence[str], imports: Sequence[str]) -> dict[str, bytes]:
+def _converted(
+    model: Any,
+    formats: Sequence[str],
+    imports: Sequence[str],
+    limits: Limits | None,
+    spent: Callable[[Cost], None] | None,
+) -> dict[str, bytes]:
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -95,7 +124,7 @@ def _converted(model: Any, formats: Sequence[str], imports: Sequence[str]) -> di
     try:
         # Saving a model imports TensorFlow where it is installed, whatever the backend.
         with quiet(), tempfile.TemporaryDirectory() as name:
-            return in_clean_process(model, formats, imports, Path(name))
+            return in_clean_process(model, formats, imports, Path(name), limits=limits, spent=spent)
     except OSError as error:
         raise SecateurError(
             f"the temporary folder {tempfile.gettempdir()} could not be used "
@@ -114,10 +143,12 @@ def convert(model: Any, format: str) -> bytes:
     except SecateurError:
         raise
     except Exception as error:  # the converter raises whatever its passes raise
+        cause, fix = _cause(error), "replace the layer that the message names"
+        if "TensorList" in cause:
+            fix = "build recurrent layers with unroll=True, the weights stay the same"
         raise SecateurError(
-            f"model {model.name!r} could not be converted ({_cause(error)}), expected layers that "
-            "LiteRT has operators for, at any batch size; fix: replace the layer that the message "
-            "names (TensorList: a recurrent layer, which takes unroll=True)"
+            f"model {model.name!r} could not be converted ({cause}), expected layers that "
+            f"LiteRT has operators for, at any batch size; fix: {fix}"
         ) from error
 
 
@@ -246,10 +277,14 @@ def in_clean_process(
     imports: Sequence[str],
     folder: Path,
     module: str = "secateur.conversion",
+    *,
+    limits: Limits | None = None,
+    spent: Callable[[Cost], None] | None = None,
 ) -> dict[str, bytes]:
     """Convert in a process of its own that runs Keras on TensorFlow, by the `main` of `module`.
 
     `folder` holds the files that pass between the processes. Raises `OSError` where it is full.
+    limits: None takes those of the environment. spent: told what the process took.
     """
     save_model(model, folder / "model.keras")
     command = [sys.executable, "-m", module, str(folder), *formats]
@@ -262,9 +297,9 @@ def in_clean_process(
         # What this process can import, the clean one can too.
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
     }
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, errors="replace", check=False
-    )
+    done, cost = run_apart(command, environment, limits or Limits.of_environment(), "the converter")
+    if spent is not None:
+        spent(cost)
     if done.returncode == 0:
         return {format: (folder / format).read_bytes() for format in formats}
     told = [line for line in done.stdout.splitlines() if line.startswith(REFUSED)]

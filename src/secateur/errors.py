@@ -16,6 +16,14 @@ class SecateurError(ValueError):
     """
 
 
+class Impossible(SecateurError):
+    """What no computation can give, such as a layer that keeps a unit when all are to go.
+
+    >>> issubclass(Impossible, SecateurError)
+    True
+    """
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
     """What to say after an unknown name: the known ones that resemble it, else what is known.
 

@@ -4,7 +4,8 @@ Every file is written under a temporary name, run in its own runtime at batch 1 
 with the model on data, searched for each weight, and its promises are checked on its own tensors.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ from typing import Any
 import numpy as np
 
 from secateur import conversion, onnx_export, stripping
+from secateur.apart import Cost
 from secateur.artifact import FORMATS, Artifact, describe, staged
 from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
 from secateur.promises import Promise
-from secateur.quantization import MIXED
+from secateur.quantization import MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
 from secateur.runtimes.keras import save_model, signature
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
 from secateur.weights import weight_table
+from secateur.widths import STORED, Specification, Width, chosen, promised
+
+AS_SELECTED = "left in float as selected"
 
 
 def export(
@@ -38,6 +43,8 @@ def export(
     allow_float: bool = False,
     strip: bool = False,
     header: bool = False,
+    layers: Mapping[str, Any] | None = None,
+    specification: Specification | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Artifact]:
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
@@ -55,6 +62,10 @@ def export(
         allow_float: keep an integer file in which an operator computes in float, named "mixed".
         strip: leave names, metadata and signatures out of `.tflite` files (same outputs).
         header: write a C header beside each `.tflite` file.
+        layers: layer or weight name or glob -> its width in the quantized `.tflite` files, where that
+            is another than the format's: 4, 8, 16, "float", or "4/32" for 4 bits in blocks of 32.
+            A later pattern goes before an earlier one.
+        specification: what a quantize step left (`Compressed.specification`), for its format.
         progress: called with the name of each file before it is written.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
@@ -63,16 +74,29 @@ def export(
         if format not in FORMATS:
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
     _require_finite(model)
+    widths = _chosen(layers, formats, model)
+    if specification is not None and not layers:
+        widths = dict(specification.widths)
+    if layers:
+        promises = (*promises, *promised(widths, weight_table(model)))
+    notes_of_all: list[str] = []
     compiled = [format for format in formats if FORMATS[format] == ".tflite"]
     blobs: dict[str, bytes] = {}
     if compiled:
         blobs = conversion.to_litert(
-            model, compiled, imports=imports, calibration=calibration, io=io
+            model,
+            compiled,
+            imports=imports,
+            calibration=calibration,
+            io=io,
+            widths=widths,
+            spent=lambda cost: notes_of_all.append(_told(cost)),
         )
     onnx = [format for format in formats if FORMATS[format] == ".onnx"]
     if onnx:
         blobs |= onnx_export.to_onnx(model, onnx, imports=imports, calibration=calibration)
-    names = {format: _named(format, blobs.get(format), allow_float) for format in formats}
+    floats = [path for path, width in widths.items() if width.bits is None]
+    names = {format: _named(format, blobs.get(format), allow_float, floats) for format in formats}
     written: dict[Path, tuple[str, Verified, tuple[str, ...]]] = {}
     with ExitStack() as all_or_none:
         for format in formats:
@@ -89,7 +113,10 @@ def export(
             except SecateurError as error:
                 told = str(error).replace(str(temporary), str(path))
                 raise SecateurError(told) from error
-            notes = _left_in_float(found)
+            tensors = _with_skipped(found.tensors, format, promises, floats)
+            notes = (*_left_in_float(tensors), *_not_sparse(format, blobs.get(format)))
+            if format in compiled:
+                notes, notes_of_all = (*notes, *notes_of_all), []
             if format in compiled and strip:
                 # Last: by then every weight has been found by its tensor's name.
                 temporary.write_bytes(_stripped(blobs[format], model))
@@ -98,7 +125,7 @@ def export(
                 beside = all_or_none.enter_context(staged(target))
                 beside.write_text(c_header(temporary.read_bytes(), path.stem), encoding="utf-8")
                 notes += (f"{target}: the array is called {c_name(path.stem)}_tflite",)
-            written[path] = names[format], found, notes
+            written[path] = names[format], dataclasses.replace(found, tensors=tensors), notes
     return [
         describe(
             path,
@@ -131,20 +158,74 @@ def _renamed(samples: dict[str, np.ndarray], blob: bytes) -> dict[str, np.ndarra
     return dict(zip(litert.load(blob).input_names, samples.values(), strict=True))
 
 
-def _left_in_float(found: Verified) -> tuple[str, ...]:
-    left = [path for path, record in found.tensors.items() if "skipped" in record]
-    return (f"left in float by the quantizer: {', '.join(left)}",) if left else ()
+def _chosen(
+    layers: Mapping[str, Any] | None, formats: Sequence[str], model: Any
+) -> dict[str, Width]:
+    """The widths of single kernels; refused where no file could have them."""
+    widths = chosen(layers or {}, weight_table(model))
+    others = [format for format in formats if format in STORED and format not in QUANTIZATIONS]
+    if widths and (others or not any(format in QUANTIZATIONS for format in formats)):
+        raise SecateurError(
+            f"widths of layers received with {', '.join(formats)}, expected formats that have them: "
+            f"{', '.join(QUANTIZATIONS)}; fix: name these, or leave the layers out"
+        )
+    return widths
 
 
-def _named(format: str, blob: bytes | None, allow_float: bool) -> str:
+def _told(cost: Cost) -> str:
+    return f"converted by TensorFlow in a process of its own: {cost}"
+
+
+def _with_skipped(
+    tensors: Mapping[str, Mapping[str, Any]],
+    format: str,
+    promises: Sequence[Promise],
+    floats: Sequence[str],
+) -> dict[str, Mapping[str, Any]]:
+    """The records of the tensors, with why a kernel is float: selected so, or the format's nature."""
+    found = dict(tensors)
+    for path in floats:
+        if "skipped" in found[path]:
+            found[path] = {**found[path], "skipped": AS_SELECTED}
+    if format not in STORED:
+        for promise in promises:
+            if promise.kind == "bits":
+                why = f"{format} stores floats: at most {promise.value} bits are not expected of it"
+                found[promise.path] = {**found[promise.path], "skipped": why}
+    return found
+
+
+def _left_in_float(tensors: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    kinds: dict[str, list[str]] = {}
+    for path, record in tensors.items():
+        if record.get("skipped", "").startswith("left in float"):
+            kinds.setdefault(record["skipped"], []).append(path)
+    return tuple(f"{kind}: {', '.join(paths)}" for kind, paths in kinds.items())
+
+
+def _not_sparse(format: str, blob: bytes | None) -> tuple[str, ...]:
+    """Says so where a file that should hold zeros encoded holds none, and is the float32 file."""
+    if format != "sparse" or blob is None:
+        return ()
+    operators = TfliteFile.parse(blob, format).operators
+    if any(t is not None and t.sparsity is not None for o in operators for t in o.inputs):
+        return ()
+    return (
+        "nothing was encoded as sparse: no kernel has enough zeros for the encoding to pay; the "
+        "file is as large as float32",
+    )
+
+
+def _named(format: str, blob: bytes | None, allow_float: bool, selected: Sequence[str] = ()) -> str:
     """What a file may be called: one that computes partly in float is no integer file."""
     if blob is None or format not in MIXED:
         return format
     floats = TfliteFile.parse(blob, format).float_operators()
     if floats and not allow_float:
+        chosen_so = f" ({', '.join(selected)} left in float as selected)" if selected else ""
         raise SecateurError(
-            f"an {format} file with {', '.join(floats)} in float received, expected integers "
-            f"throughout; fix: replace these layers, choose dynamic, or allow it (--allow-float) as "
+            f"an {format} file with {', '.join(floats)} in float received{chosen_so}, expected "
+            f"integers throughout; fix: replace these layers, choose dynamic, or allow it (--allow-float) as "
             f"a file named {MIXED[format]}"
         )
     return MIXED[format] if floats else format

@@ -6,6 +6,7 @@ each is the grid's own keys with its own on top, and sweeps what it wants.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from secateur.errors import SecateurError, nearest
 from secateur.recipe import Recipe, Step
-from secateur.recipes import builtin_grids
+from secateur.recipes import builtin_grids, builtin_recipes
 
 SWEEP = "sweep"
 FILES = ("all", "first-seed", "none")
@@ -138,7 +141,9 @@ class Grid:
                 if scratch is not None:
                     scratch = _scratch(scratch)
                     if keys.get("steps"):
-                        raise SecateurError("from_scratch received with steps, expected one of them")
+                        raise SecateurError(
+                            "from_scratch received with steps, expected one of them"
+                        )
                 recipe = _of_steps(Recipe.from_dict(keys))
             except SecateurError as error:
                 raise SecateurError(f"curve {curve.name!r} of {self.name}: {error}") from error
@@ -164,7 +169,7 @@ class Grid:
             if key not in known:
                 raise SecateurError(f"unknown key {key!r} in the grid; {nearest(key, known)}")
         curves = found.get("curves")
-        base = {key: value for key, value in found.items() if key in _RECIPE}
+        base = {key: value for key, value in found.items() if key in _RECIPE and key != "seed"}
         if curves is None:  # a recipe with sweeps in it is a grid of one curve
             curves = [{"name": found.get("name", "recipe")}]
         if not isinstance(curves, list | tuple) or not all(isinstance(c, Mapping) for c in curves):
@@ -172,11 +177,43 @@ class Grid:
         return cls(
             name=str(found.get("name", "grid")),
             description=str(found.get("description", "")),
-            seeds=_listed(found.get("seeds", (0,))),
+            seeds=_seeds(found),
             files=str(found.get("files", "all")),
             curves=[_curve(number, own, base) for number, own in enumerate(curves, 1)],
-            text=text or json.dumps(found, indent=1, default=str),
+            text=text,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns into an equal grid."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "seeds": list(self.seeds),
+            "files": self.files,
+            "curves": [{"name": curve.name, **curve.keys} for curve in self.curves],
+        }
+
+    def to_toml(self) -> str:
+        """The grid as TOML: its own text, else what reads back as an equal grid.
+
+        Raises SecateurError for values that TOML cannot hold, such as a function.
+        """
+        if self.text:
+            return self.text
+        try:
+            return tomli_w.dumps(self.to_dict())
+        except TypeError as error:
+            raise SecateurError(
+                f"grid {self.name!r} holds a value that no .toml file can ({error}), expected text, "
+                "numbers, lists and tables; fix: name a built-in criterion, pattern or schedule"
+            ) from None
+
+    def as_text(self) -> str:
+        """The grid to read: as TOML where that can hold it, else as JSON with functions by name."""
+        try:
+            return self.to_toml()
+        except SecateurError:
+            return json.dumps(self.to_dict(), indent=1, default=str)
 
     @classmethod
     def from_toml(cls, text: str, where: str = "grid") -> Grid:
@@ -197,6 +234,11 @@ class Grid:
         known, path = builtin_grids(), Path(name)
         if str(name) in known:
             return cls.from_toml(known[str(name)], str(name))
+        if str(name) in builtin_recipes():
+            raise SecateurError(
+                f"{str(name)!r} is one recipe, expected a grid of several; fix: "
+                f"`secateur run {name}`, or give it {{ sweep = [...] }} in place of a value"
+            )
         try:
             return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -214,9 +256,13 @@ def spread(keys: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, 
     """
     found = list(_sweeps(keys))
     for path, values in found:
+        where = ".".join(map(str, path))
         if not isinstance(values, list | tuple) or not values:
+            raise SecateurError(f"{where} sweeps {values!r}, expected a list of at least one value")
+        if any(True for _ in _sweeps(values)):
             raise SecateurError(
-                f"{'.'.join(map(str, path))} sweeps {values!r}, expected a list of at least one value"
+                f"{where} has a sweep within a sweep, expected plain values; fix: write the "
+                "combinations as [[curves]]"
             )
     for values in itertools.product(*(values for _, values in found)):
         chosen = {path: value for (path, _), value in zip(found, values, strict=True)}
@@ -230,6 +276,28 @@ def sweeps(found: Any) -> bool:
     (True, False)
     """
     return isinstance(found, Mapping) and ("curves" in found or any(True for _ in _sweeps(found)))
+
+
+def refuse_grid(name: str | Path) -> None:
+    """Raise SecateurError where a recipe is wanted and a grid was named; whatever else passes.
+
+    >>> refuse_grid("lab")
+    >>> refuse_grid("challenge")
+    Traceback (most recent call last):
+    ...
+    secateur.errors.SecateurError: 'challenge' is a grid of several recipes, expected one; fix: \
+use `secateur sweep challenge`
+    """
+    text = builtin_grids().get(str(name))
+    if text is None and Path(name).suffix == ".toml":
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = Path(name).read_text(encoding="utf-8")
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if text is not None and sweeps(tomllib.loads(text)):
+            raise SecateurError(
+                f"{str(name)!r} is a grid of several recipes, expected one; fix: use "
+                f"`secateur sweep {name}`"
+            )
 
 
 def fingerprint(*parts: Any) -> str:
@@ -266,11 +334,16 @@ def _settled(found: Any, chosen: Mapping[tuple, Any], path: tuple = ()) -> Any:
 
 def _curve(number: int, own: Mapping[str, Any], base: Mapping[str, Any]) -> Curve:
     known = ("name", "from_scratch", *_RECIPE)
+    if "seed" in own:
+        raise SecateurError(
+            f"curve {number} has a seed of its own, expected the same seeds for every curve; fix: "
+            "seeds = [0, 1] at the top of the grid"
+        )
     for key in own:
         if key not in known:
             raise SecateurError(f"unknown key {key!r} in curve {number}; {nearest(key, known)}")
     if not isinstance(own.get("name"), str):
-        raise SecateurError(f"curve {number} has no name, expected name = \"...\" of its own")
+        raise SecateurError(f'curve {number} has no name, expected name = "..." of its own')
     keys = dict(base)
     for key, value in own.items():
         if key == "name":
@@ -300,6 +373,12 @@ def _of_steps(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, steps=steps, control=False)
 
 
-def _listed(value: Any) -> list[Any]:
+def _seeds(found: Mapping[str, Any]) -> list[Any]:
+    """The grid's seeds: `seeds`, or a recipe's `seed`, swept or not."""
+    given = [found[key] for key in ("seeds", "seed") if key in found]
+    if len(given) > 1:
+        raise SecateurError("both seeds and seed received, expected one; fix: leave `seed` out")
+    value = given[0] if given else 0
+    if isinstance(value, Mapping) and set(value) == {SWEEP}:
+        value = value[SWEEP]
     return list(value) if isinstance(value, list | tuple) else [value]
-

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.promises import Finding, Promise, check
-from secateur.quantization import QUANTIZATIONS
 from secateur.runtimes import Constant
 from secateur.runtimes.keras import leaves
 from secateur.weights import Weight, weight_table
+from secateur.widths import STORED, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,22 +98,31 @@ class Match:
         if self.constant is None:
             reason = "not located by its values as one tensor; outputs were compared"
             return {"tensor": None, "reason": reason}
-        dtype = str(self.constant.values.dtype)
-        record = {"tensor": self.constant.name, "dtype": dtype, "layout": self.layout.name}
+        dtype, bits = str(self.constant.values.dtype), self.constant.bits
+        record: dict[str, Any] = {"tensor": self.constant.name, "dtype": dtype, "bits": bits}
+        record["layout"] = self.layout.name
         if self.factor is not None:
             record["folded"] = "times a factor for each channel"
-        how = QUANTIZATIONS.get(format)
-        if how and how.weights <= 8 and not self.constant.coded and self.weight.role == "kernel":
+        coded = STORED.get(format, 32) <= 8 and self.weight.role in ("kernel", "embedding")
+        if coded and not self.constant.coded:
             record["skipped"] = "left in float by the quantizer"
         return record
 
-    def check(self, promise: Promise) -> Finding:
-        """Check a promise of the weight on the tensor's own values."""
-        if self.constant is None:  # `located` raises for a promised weight that is not there
-            raise AssertionError(promise.path)
+    def check(self, promise: Promise, format: str = "") -> Finding:
+        """Check a promise of the weight on the tensor's own values.
+
+        format: of the file; where it stores floats by nature nothing is said of bits.
+        """
+        if self.constant is None:
+            if promise.kind != "bits":  # `located` raises for one that is not there
+                raise AssertionError(promise.path)
+            return Finding(promise, True, "skipped: not located as one tensor", 0)
         values = self.layout.back(self.constant.centred(), self.weight.shape)
         # A half-precision float may round to zero too.
         coded = self.constant.coded or values.dtype == np.float16
+        if promise.kind == "bits":
+            bits = self.constant.bits if format in STORED else None
+            return check(promise, values, coded=coded, bits=bits)
         if self.factor is not None and not coded:
             values = values + 0.0  # a negative factor makes -0.0 of a zero
             coded = not self.factor.all()  # and 0 makes zeros of a whole channel
@@ -142,6 +151,31 @@ def located(constants: Sequence[Constant], model: Any, promised: set[str]) -> di
             "the model with its values; fix: the file is damaged or of another model, export again"
         )
     return found
+
+
+def placed(
+    constants: Sequence[Constant], model: Any, widths: Mapping[str, Width]
+) -> dict[str, str]:
+    """The name of the tensor in the float file by path of the weight that has a width of its own.
+
+    Raises `SecateurError` for a weight that is no tensor of its own (8 bits are what it has anyway,
+    or less), and for two that are one and shall have different widths.
+    """
+    required = {path for path, width in widths.items() if width.bits != 8}
+    found, tensors = located(constants, model, required), {}
+    owners: dict[str, str] = {}
+    for path, width in widths.items():
+        constant = found[path].constant
+        if constant is None:
+            continue
+        other = owners.setdefault(constant.name, path)
+        if widths[other] != width:
+            raise SecateurError(
+                f"{path} received as {width} and {other} as {widths[other]}, expected one width, "
+                "since they have the same values; fix: choose the same for both"
+            )
+        tensors[path] = constant.name
+    return tensors
 
 
 def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> Match | None:

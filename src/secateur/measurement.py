@@ -156,15 +156,17 @@ def count(session: Session) -> dict[str, Any]:
     }
 
 
-def time_one(session: Session, sample: np.ndarray) -> dict[str, float | None]:
-    """Return latency of one sample in microseconds: median, p10, p90 over the runs that fit 0.5 s.
+def time_one(
+    session: Session, sample: np.ndarray, *, seconds: float = LATENCY_SECONDS
+) -> dict[str, float | None]:
+    """Return latency of one sample in microseconds: median, p10, p90 over the runs that fit `seconds`.
 
     CPU time above wall time means several threads; wall above CPU, that the machine was busy.
     """
     wall, cpu = [], []
     for _ in range(5):  # the first runs allocate, and compile where a backend does
         session.invoke_once(sample)
-    end = time.perf_counter() + LATENCY_SECONDS
+    end = time.perf_counter() + seconds
     while len(wall) < LATENCY_RUNS and (len(wall) < 5 or time.perf_counter() < end):
         cpu_begun, begun = time.process_time_ns(), time.perf_counter_ns()
         session.invoke_once(sample)

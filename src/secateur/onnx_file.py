@@ -27,6 +27,10 @@ SCALES = {
     "QLinearConv": (1, 4, 6),
     "QLinearMatMul": (1, 4, 6),
 }
+# LSTMs: axes of the gates in the slots of kernels and biases; and ONNX's gates (input, output,
+# forget, cell) in Keras's order (input, forget, cell, output).
+LSTMS = {"LSTM": {1: 1, 2: 1, 3: 1}, "DynamicQuantizeLSTM": {1: 2, 2: 2, 3: 1}}
+GATES = (0, 2, 3, 1)
 # Operators that move elements and do not compute.
 MOVING = {"Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # Operators whose work the shapes of their tensors do not tell.
@@ -78,7 +82,10 @@ class OnnxFile:
         return cls(model, every, tensors, makers, readers)
 
     def constants(self) -> list[Constant]:
-        """Return weights and biases as they are stored, each tensor once."""
+        """Return weights and biases as they are stored, each tensor once.
+
+        An LSTM's come apart, one for each direction, with the gates in Keras's order.
+        """
         skipped = {
             node.input[slot]
             for node in self.nodes
@@ -86,14 +93,14 @@ class OnnxFile:
             if slot < len(node.input)
         }
         skipped |= {name for node in self.nodes if (name := self._later_scale(node))}
-        found: dict[str, Constant] = {}
+        found: dict[str, list[Constant]] = {}
         for node in self.nodes:
             for slot, name in enumerate(node.input):
                 if name in self.tensors and name not in found and name not in skipped:
                     constant = self._constant(node, slot, name)
                     if constant is not None:
-                        found[name] = constant
-        return list(found.values())
+                        found[name] = self._directions(node, slot, name) or [constant]
+        return [constant for parts in found.values() for constant in parts]
 
     def step(self, name: str) -> float:
         """The step of the codes that an output is decoded from; 0.0 where it is computed in float."""
@@ -164,6 +171,29 @@ class OnnxFile:
             name, values, scale.reshape(-1), zero_point.reshape(-1), along, node.op_type, slot
         )
 
+    def _directions(self, node: Any, slot: int, name: str) -> list[Constant]:
+        """An LSTM's kernels (or biases), one for each direction; none for anything else."""
+        axis = LSTMS.get(node.op_type, {}).get(slot)
+        values, coding = self._values(name), self._coding(node, slot)
+        if axis is None or values.ndim != 2 + (slot != 3) or values.shape[axis] % 8:
+            return []
+        if slot == 3:  # those of the input and those of the state, one behind the other
+            values = values.reshape(2 * len(values), -1)
+        scales = zeros = [None] * len(values)
+        if coding is not None:
+            scales, zeros = (a.reshape(len(values), -1) for a in coding[:2])
+        parts = []
+        for place, part in enumerate(values):
+            ordered = _in_keras_order(part, axis - 1)
+            scale, zero_point = (
+                a if a is None or a.size == 1 else _in_keras_order(a, 0)
+                for a in (scales[place], zeros[place])
+            )
+            along = None if scale is None or scale.size == 1 else axis - 1
+            called = name if len(values) == 1 else f"{name}[{place}]"
+            parts.append(Constant(called, ordered, scale, zero_point, along, node.op_type, slot))
+        return parts
+
     def _coding(self, node: Any, slot: int) -> tuple[np.ndarray, np.ndarray, int] | None:
         """Scale, zero point and axis of the codes in a slot; None where they are not codes."""
         if slot in CODES.get(node.op_type, {}):
@@ -213,6 +243,12 @@ class OnnxFile:
         if values.dtype.kind in "fiub":
             return values
         return values.astype(np.int8 if "int" in str(values.dtype) else np.float32)
+
+
+def _in_keras_order(gates: np.ndarray, axis: int) -> np.ndarray:
+    """An LSTM's four gates, one behind the other along an axis, as Keras has them."""
+    parts = np.split(gates, 4, axis)
+    return np.concatenate([parts[gate] for gate in GATES], axis)
 
 
 def _spread(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -13,16 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from rich.console import Console
 
 from secateur import datasets, reporting, zoo
-from secateur.artifact import FORMATS, Artifact, versions, write_atomically, write_manifest
+from secateur.artifact import Artifact, versions, write_atomically, write_manifest
 from secateur.compression import (
     Stage,
     copy_model,
@@ -34,13 +32,15 @@ from secateur.compression import (
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
-from secateur.measurement import accuracy, measure
-from secateur.quantization import QUANTIZATIONS
+from secateur.file_rows import file_row
+from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
-from secateur.runtimes.keras import KerasSession, import_modules, load_model, signature
+from secateur.runtimes.keras import KerasSession, import_modules, load_model
 from secateur.training import Progress, compiled_loss, train
+from secateur.weights import weight_table
+from secateur.widths import Specification
 
 FORMAT_VERSION = 1
 PARITY_INPUTS = 500
@@ -121,11 +121,12 @@ def run(
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
     described, text = recipe.to_record(), recipe.as_text()
-    _require_packages(recipe.export.formats)
+    steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
+    require_packages((*recipe.export.formats, *steps))
     loaded = _data(data, recipe)
     source, name, untrained = resolve_model(model, recipe, loaded)
     require_early_points(recipe, trained_before=untrained)
-    taken, given = _ends(source)
+    taken, given = ends(source)
     loaded = datasets.fit_to(loaded, taken, given)
     plan = recipe.plan(source)
     folder = RunFolder(
@@ -137,7 +138,7 @@ def run(
         say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
         return Run(folder.path, folder.finished)
     if not untrained:
-        _introduce(source, loaded, say, may_be_chance=allow_chance)
+        introduce(source, loaded, say, may_be_chance=allow_chance)
     first = _copy(source)
     folder.begin(name=recipe.name, seed=recipe.seed)
     work = _Work(folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say)
@@ -217,7 +218,7 @@ class _Work:
         formats = recipe.export.formats
         baseline = self._stage("baseline", first, lambda model: self._baseline(model, train_first))
         if train_first:
-            _introduce(baseline.model, self.data, self.say, may_be_chance=True)
+            introduce(baseline.model, self.data, self.say, may_be_chance=True)
         artifacts = self._export(baseline, formats)
         last = baseline
         for number, name in enumerate(recipe.stage_names()):
@@ -237,7 +238,7 @@ class _Work:
 
             last = self._stage(name, copy_model(previous.model), act)
         if last is not baseline:
-            artifacts += self._export(last, formats)
+            artifacts += self._export_last(last)
         if recipe.control and any(recipe.train_of(s).epochs for s in recipe.steps):
             control = self._stage(
                 "control",
@@ -274,7 +275,20 @@ class _Work:
             )
         return Stage(name="baseline", method="train", model=model, history=history, early=early)
 
-    def _export(self, stage: Stage, formats: Sequence[str]) -> list[Artifact]:
+    def _export_last(self, stage: Stage) -> list[Artifact]:
+        """The last stage in the recipe's formats, or in the one that its quantize steps name.
+
+        Keras's own come with it: they hold the float model that the codes were made of.
+        """
+        found = self.recipe.specification(weight_table(stage.model))
+        formats = self.recipe.export.formats
+        if found is not None:
+            formats = (*(f for f in formats if f in ("keras", "h5")), found.format)
+        return self._export(stage, formats, found)
+
+    def _export(
+        self, stage: Stage, formats: Sequence[str], specification: Specification | None = None
+    ) -> list[Artifact]:
         split, calibration = self.data.validation or self.data.train, self.data.calibration
         artifacts = export(
             stage.model,
@@ -285,6 +299,7 @@ class _Work:
             data=None if split is None else split.x[:PARITY_INPUTS],
             imports=self.imports,
             calibration=None if calibration is None else calibration.x,
+            specification=specification,
             **self.recipe.export.settings(),
         )
         self.folder.note(artifacts)
@@ -293,69 +308,6 @@ class _Work:
             for note in artifact.notes:
                 self.say(f"{artifact.path.name}: {note}")
         return artifacts
-
-
-def _introduce(model: Any, data: Data, say: Say, *, may_be_chance: bool) -> None:
-    """Say how good a model is before anything else; refuse one at chance level."""
-    part = "training" if data.validation is None else "validation"
-    split = data.validation or data.train
-    if split is None or split.y is None or not data.classes:
-        return
-    found = accuracy(KerasSession(model).predict(split.x), split.y)
-    say(f"baseline accuracy {100 * found:.2f} % on {len(split):,} {part} samples")
-    one_hot = split.y.ndim > 1 and split.y.shape[-1] > 1
-    labels = split.y.argmax(-1) if one_hot else split.y.reshape(-1)
-    chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-    if found > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
-        return
-    if may_be_chance:
-        say("that is no better than chance: train longer, or with another learning rate")
-        return
-    low, high = float(split.x.min()), float(split.x.max())
-    raise SecateurError(
-        f"the model is at chance level ({100 * found:.1f} % correct, the largest class alone is "
-        f"{100 * chance:.1f} %) on inputs from {low:g} to {high:g}: it was trained on scaled inputs "
-        "(try --scale 255), with the labels in another order, or was never trained; "
-        "--allow-chance (allow_chance=True) goes on all the same"
-    )
-
-
-def _require_packages(formats: Sequence[str]) -> None:
-    """Refuse at the start what would otherwise fail at the first export, after the training."""
-    files = [f for f in formats if FORMATS[f] == ".tflite"]
-    wanted = ", ".join(files)
-    needed = {"tensorflow": "TensorFlow", "ai_edge_litert": "the LiteRT runtime"}
-    if any(f in QUANTIZATIONS for f in files):
-        needed["ai_edge_quantizer"] = "the LiteRT quantizer"
-    for module, title in needed.items():
-        if wanted and find_spec(module) is None:
-            extra = "tensorflow" if module == "tensorflow" else "litert"
-            raise SecateurError(
-                f"{title} is not installed, and writing {wanted} files takes it; "
-                f"pip install 'secateur[{extra}]', or leave these formats out of the recipe"
-            )
-
-
-def _ends(model: Any) -> tuple[tuple, tuple]:
-    """The shapes of one sample and of its output; refuses what `run` cannot feed."""
-    wanted = "run needs a built Functional or Sequential model with one input and one output"
-    name = f"{getattr(model, 'name', '')!r} ({type(model).__name__})"
-    if not getattr(model, "built", False):
-        raise SecateurError(f"model {name} is not built; {wanted}; call it once on data first")
-    try:
-        inputs, outputs = (list(side.values()) for side in signature(model))
-    except SecateurError:
-        raise SecateurError(
-            f"model {name} does not know its inputs; {wanted}; wrap it: keras.Model(x, model(x)) "
-            "with x = keras.Input(shape)"
-        ) from None
-    if len(inputs) != 1 or len(outputs) != 1:
-        sides = ((inputs, "input"), (outputs, "output"))
-        counts = [f"{len(side)} {word}{'s' * (len(side) != 1)}" for side, word in sides]
-        raise SecateurError(
-            f"model {name} has {' and '.join(counts)}; {wanted} (export takes more)"
-        )
-    return tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
 
 
 def _copy(model: Any) -> Any:
@@ -394,7 +346,4 @@ def _model_record(model: Any, name: str) -> dict[str, Any]:
 
 def _row(artifact: Artifact, data: Data, say: Say) -> dict[str, Any]:
     say(f"measuring {artifact.path.name}")
-    measured = measure(artifact.path, data).to_record()
-    row = f"{artifact.stage}-{artifact.format}"
-    measured |= {"path": artifact.path.name, "format": artifact.format}
-    return {**measured, "row": row, "stage": artifact.stage, "parity": dict(artifact.parity)}
+    return file_row(artifact, data)

@@ -6,12 +6,8 @@ The test part is taken away before anything is trained or chosen, and read once,
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import datetime
-import math
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,60 +17,28 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur import datasets
-from secateur.artifact import versions
+from secateur.arrays.masks import zeros_count
+from secateur.capture import batches_of
 from secateur.compression import Stage, copy_model, run_step, snapshot_for
 from secateur.datasets import Data, Split
-from secateur.errors import SecateurError
+from secateur.dense_chain import chain, dead_weights, is_chain, narrow, require_units
+from secateur.errors import Impossible
 from secateur.exporting import export
+from secateur.file_rows import file_row
 from secateur.grids import Point, fingerprint
-from secateur.measurement import measure, score
-from secateur.recipe import Export
-from secateur.pipeline import PARITY_INPUTS, resolve_model
-from secateur.run_folder import fingerprint as model_fingerprint
-from secateur.run_folder import machine, plain
+from secateur.measurement import score
+from secateur.methods.prune import Prune
+from secateur.methods.units import PruneUnits
+from secateur.one_shot import OneShotCurve
+from secateur.pipeline import PARITY_INPUTS
+from secateur.point_records import asked, epochs_of, new_record, packed, shape_of, unfinished
+from secateur.run_folder import plain
 from secateur.runtimes.keras import KerasSession
+from secateur.subjects import Subject
 from secateur.training import Progress, Snapshot, compiled_loss, train
 from secateur.weights import weight_table
 
-FORMAT_VERSION = 1
 BATCH = 1000  # images a forward pass: large batches keep matrix products busy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The network and the data of some points, as they are before anything is trained.
-
-    untrained: a built-in network, which each seed trains from its own start.
-    """
-
-    model: Any = field(repr=False)
-    name: str
-    data: Data = field(repr=False)
-    untrained: bool
-
-    @classmethod
-    def of(cls, point: Point, model: Any, data: Data) -> Subject:
-        """The network that a point names, or `model`, and the data folded to what it takes."""
-        built, name, untrained = resolve_model(model, point.recipe, data)
-        if len(built.inputs) != 1 or len(built.outputs) != 1:
-            raise SecateurError(
-                f"model {name!r} has {len(built.inputs)} inputs and {len(built.outputs)} outputs, "
-                "expected one of each; fix: sweep over a model with a single output"
-            )
-        fitted = datasets.fit_to(data, built.input_shape[1:], built.output_shape[1:])
-        return cls(model=built, name=name, data=fitted, untrained=untrained)
-
-    def identity(self, point: Point) -> str:
-        """A fingerprint of what the points of one dense network share."""
-        early = snapshot_for(point.recipe, 0)
-        recipe = dataclasses.replace(
-            point.recipe, steps=(), export=Export(), name="dense", description=""
-        )
-        found = model_fingerprint(
-            recipe, self.data, self.model, self.name, untrained=self.untrained
-        )
-        return fingerprint(found, None if early is None else early.epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,48 +109,147 @@ def compute(
 
     Raises SecateurError where the point cannot be had (`Impossible`) or fails.
     """
-    model = copy_model(subject.model)
-    model.set_weights(dense.weights)
+    model = _started(point, subject, dense)
     before = {w.path: w.read() for w in weight_table(model) if w.role in ("kernel", "embedding")}
     data = dataclasses.replace(subject.data, test=None)
     with _clock() as took:
         stage = _carried_out(point, model, subject, dense, data, progress)
         zeros = _zeros(stage.model, before)
-    found = _record(point, identity, subject)
+    found = new_record(point, identity, subject)
     found["sparsity"] |= zeros.pop("sparsity")
     found |= zeros
-    found["epochs"] = _epochs(point, dense)
+    found["epochs"] = epochs_of(point, int(dense.record["epochs"]))
     found["history"] = {
         "dense": dense.record["history"],
         "after": {} if stage.history is None else stage.history.metrics,
     }
     found["notes"] = list(stage.notes)
     found["validation"] = _evaluated(stage.model, subject.data.validation)[0]
-    found |= _files(point, stage, subject, folder, imports)
+    small = stage.model
+    if found["kind_of"] == "units" and is_chain(small):
+        found["sparsity"]["dead"] = dataclasses.asdict(dead_weights(small))
+        # What a device would run: the network of the kept widths, whose outputs are the same.
+        small = narrow(small)
+    if found["kind_of"] == "scratch":
+        left = sum(w.size for w in weight_table(small) if w.role == "kernel")
+        every = sum(w.size for w in weight_table(subject.model) if w.role == "kernel")
+        dead = {"incoming": None, "outgoing": None, "network": 1 - left / every}
+        found["sparsity"]["dead"] = dead
+    found["shape"] = shape_of(small)
+    found |= _files(point, stage, small, subject, folder, imports)
     found["test"] = _test(stage.model, subject.data.test)
     found["seconds"] = took
     return plain(found)
 
 
-def unfinished(
-    point: Point, identity: str, subject: Subject, error: BaseException
+def one_shot_key(point: Point, subject: Subject) -> str | None:
+    """What points that differ in their sparsity alone share, if forward passes are all they need.
+
+    None where something trains, files are written, or BatchNorm statistics are taken anew.
+    """
+    steps = point.recipe.steps
+    if len(steps) != 1 or point.files or not isinstance(steps[0].method, Prune | PruneUnits):
+        return None
+    method, settings = steps[0].method, point.recipe.train_of(steps[0])
+    normalized = any(
+        isinstance(layer, keras.layers.BatchNormalization)
+        for layer in subject.model._flatten_layers()
+    )
+    if settings.epochs or getattr(method, "rewind", None) or normalized:
+        return None
+    plain_step = {**point.recipe.to_record()["steps"][0], "sparsity": None}
+    return fingerprint(point.curve, point.seed, point.recipe.model, point.recipe.data, plain_step)
+
+
+def compute_one_shot(
+    group: Sequence[Point], identity: str, subject: Subject, dense: Dense
+) -> list[dict[str, Any]]:
+    """Return the records of points that `one_shot_key` puts together: ranked once, traced once."""
+    model = copy_model(subject.model)
+    model.set_weights(dense.weights)
+    step = group[0].recipe.steps[0]
+    train_part = subject.data.train
+    samples = None
+    if getattr(step.method, "needs_data", False) and train_part is not None:
+        samples = batches_of(train_part.x, train_part.y)
+    curve = OneShotCurve(
+        model,
+        step.method,
+        [asked(point) for point in group],
+        seed=group[0].seed,
+        data=samples,
+        loss=compiled_loss(subject.model),
+    )
+    read = {
+        part: None if split is None or split.y is None else curve.evaluate(split.x, split.y)
+        for part in ("validation", "test")
+        for split in [getattr(subject.data, part)]
+    }
+    found = []
+    for place, point in enumerate(group):
+        parts = {part: None if got is None else got[place] for part, got in read.items()}
+        given = parts["test"] or parts["validation"]
+        error = None if given is None else given.error
+        if error is not None:
+            found.append(unfinished(point, identity, subject, Impossible(error)))
+            continue
+        found.append(plain(_one_shot_record(point, identity, subject, dense, parts)))
+    return found
+
+
+def _one_shot_record(
+    point: Point, identity: str, subject: Subject, dense: Dense, parts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The record of a point that could not be computed: its status and one line of cause."""
-    told = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, SecateurError):
-        told = f"{type(error).__name__}: {told}"
-    found = _record(point, identity, subject)
-    found["status"] = "impossible" if isinstance(error, Impossible) else "failed"
-    return plain({**found, "error": told})
+    found = new_record(point, identity, subject)
+    given = parts["test"] or parts["validation"]
+    if given is not None:
+        dead = None if given.dead is None else dataclasses.asdict(given.dead)
+        found["sparsity"] |= {"realised": given.realised, "layers": given.layers, "dead": dead}
+        found["norm_removed"] = given.norm_removed
+        found["shape"] = shape_of(subject.model, given.widths)
+        found["seconds"] = {"wall": round(given.wall, 4), "cpu": round(given.cpu, 4)}
+    for part, got in parts.items():
+        found[part] = None
+        if got is not None:
+            found[part] = {"n": len(got.right), **got.metrics}
+    if parts["test"] is not None:
+        found["test"] |= {"right": packed(parts["test"].right), "read_in": "keras"}
+    found["epochs"] = epochs_of(point, int(dense.record["epochs"]))
+    found["history"] = {"dense": dense.record["history"], "after": {}}
+    return found | {"notes": [], "rows": [], "file": None, "latency": None}
 
 
-class Impossible(SecateurError):
-    """A point that no computation can give, such as 99 % of two units."""
+def _started(point: Point, subject: Subject, dense: Dense) -> Any:
+    """The network that a point acts on: the dense one's copy, or a small one with a start of its own."""
+    model = copy_model(subject.model)
+    if point.scratch is None:
+        model.set_weights(dense.weights)
+        return model
+    kept = []
+    for link in chain(model).links[:-1]:
+        units = link.dense.units
+        left = units - zeros_count(units, point.scratch.sparsity)
+        require_units(link.kernel, left, units)
+        kept.append(np.arange(units) < left)
+    small = narrow(model, kept)
+    keras.utils.set_random_seed(1000 * point.seed)
+    for link in chain(small).links:
+        link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
+        if link.bias is not None:
+            link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
+    return small
 
 
 def _carried_out(
     point: Point, model: Any, subject: Subject, dense: Dense, data: Data, progress: Progress | None
 ) -> Stage:
+    if point.scratch is not None:
+        settings = dataclasses.replace(point.recipe.train, epochs=point.scratch.epochs)
+        label = f"from scratch, seed {point.seed}"
+        history = train(
+            model, data, settings, seed=1000 * point.seed, progress=progress, label=label
+        )
+        return Stage(name="scratch", method="train", model=model, history=history)
     stage = Stage(name="baseline", method="train", model=model, early=dense.early)
     for number, name in enumerate(point.recipe.stage_names()):
         stage = run_step(
@@ -225,64 +288,6 @@ def _zeros(model: Any, before: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _record(point: Point, identity: str, subject: Subject) -> dict[str, Any]:
-    model = subject.model
-    parameters = sum(math.prod(v.shape) for v in model.weights)
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "point",
-        "fingerprint": fingerprint_of(point, identity),
-        "grid": point.grid,
-        "curve": point.curve,
-        "seed": point.seed,
-        "status": "done",
-        "error": None,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": dict(point.settings),
-        "recipe": point.recipe.to_record(),
-        "model": {"name": subject.name, "parameters": parameters},
-        "data": subject.data.describe(),
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-        "machine": machine(),
-        "kind_of": kind_of(point),
-        "sparsity": {"asked": asked(point), "realised": None, "layers": {}, "dead": None},
-    }
-
-
-def fingerprint_of(point: Point, identity: str) -> str:
-    """A hash of everything that decides a point's result; `identity` is its dense network's."""
-    scratch = None if point.scratch is None else dataclasses.asdict(point.scratch)
-    recipe = {**point.recipe.to_record(), "name": "", "description": ""}
-    return fingerprint(identity, recipe, scratch, point.files)
-
-
-def kind_of(point: Point) -> str:
-    """What is removed: "weights" or "units"; "scratch" for a small network, "dense" for nothing."""
-    if point.scratch is not None:
-        return "scratch"
-    methods = [step.method for step in point.recipe.steps]
-    pruning = [m for m in methods if "zeros" in m.makes]
-    if not pruning or asked(point) == 0:
-        return "dense"
-    units = any(m.kind == "units" or getattr(m, "pattern", None) == "units" for m in pruning)
-    return "units" if units else "weights"
-
-
-def asked(point: Point) -> float:
-    """The sparsity that a point asks for: of its last step that has one, 0 without any."""
-    if point.scratch is not None:
-        return point.scratch.sparsity
-    found = [getattr(step.method, "sparsity", None) for step in point.recipe.steps]
-    return float(next((s for s in reversed(found) if s is not None), 0.0))
-
-
-def _epochs(point: Point, dense: Dense) -> dict[str, int]:
-    after = sum(point.recipe.epochs_of(step) for step in point.recipe.steps)
-    before = int(dense.record["epochs"])
-    return {"dense": before, "after": after, "total": before + after}
-
-
 def _evaluated(model: Any, split: Split | None) -> tuple[dict[str, Any] | None, Any]:
     if split is None or split.y is None:
         return None, None
@@ -292,17 +297,21 @@ def _evaluated(model: Any, split: Split | None) -> tuple[dict[str, Any] | None, 
 
 def _test(model: Any, split: Split | None) -> dict[str, Any] | None:
     found, outputs = _evaluated(model, split)
-    if found is None or split is None or "accuracy" not in found:
+    if found is None or split is None or split.y is None or "accuracy" not in found:
         return found
     labels = split.y if split.y.ndim == 1 else split.y.argmax(-1)
     many = outputs.ndim > 1 and outputs.shape[-1] > 1
     right = outputs.argmax(-1) == labels if many else (outputs.reshape(-1) > 0.5) == labels
-    packed = base64.b64encode(zlib.compress(np.packbits(right).tobytes(), 9)).decode()
-    return {**found, "right": packed, "read_in": "keras"}
+    return {**found, "right": packed(right), "read_in": "keras"}
 
 
 def _files(
-    point: Point, stage: Stage, subject: Subject, folder: Path | None, imports: Sequence[str]
+    point: Point,
+    stage: Stage,
+    model: Any,
+    subject: Subject,
+    folder: Path | None,
+    imports: Sequence[str],
 ) -> dict[str, Any]:
     """Rows of the files that the point writes, measured in their runtime."""
     if not point.files or folder is None:
@@ -310,22 +319,17 @@ def _files(
     split = subject.data.validation or subject.data.train
     calibration = subject.data.calibration
     artifacts = export(
-        stage.model,
+        model,
         point.recipe.export.formats,
         folder,
         stage=stage.name,
-        promises=stage.promises,
+        promises=stage.promises if model is stage.model else (),
         data=None if split is None else split.x[:PARITY_INPUTS],
         imports=imports,
         calibration=None if calibration is None else calibration.x,
         **point.recipe.export.settings(),
     )
-    rows = []
-    for artifact in artifacts:
-        measured = measure(artifact.path, subject.data, latency=False).to_record()
-        measured |= {"path": artifact.path.name, "format": artifact.format}
-        row = f"{artifact.stage}-{artifact.format}"
-        rows.append({**measured, "row": row, "stage": artifact.stage})
+    rows = [file_row(artifact, subject.data, latency=False) for artifact in artifacts]
     first = next((r for r in rows if r["path"].endswith(".tflite")), rows[0] if rows else None)
     file = None
     if first is not None:

@@ -12,16 +12,19 @@ from rich.console import Console
 
 @contextmanager
 def live_progress(
-    console: Console,
+    console: Console, *, estimate: bool = True
 ) -> Iterator[tuple[Callable[[str, int, int, str], None], Callable[[str], None]]]:
-    """Yield `progress(label, done, total, text)` and `say(text)`; both raise a Ctrl-C that got lost."""
+    """Yield `progress(label, done, total, text)` and `say(text)`; both raise a Ctrl-C that got lost.
+
+    estimate: show the time left by the pace so far, for steps that take about the same.
+    """
     from rich import progress as parts
 
     columns = (
         parts.TextColumn("{task.description}"),
         parts.BarColumn(),
         parts.MofNCompleteColumn(),
-        parts.TimeRemainingColumn(),
+        *([parts.TimeRemainingColumn()] if estimate else []),
         parts.TextColumn("{task.fields[text]}"),
     )
     with (

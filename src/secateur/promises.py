@@ -16,7 +16,7 @@ import numpy as np
 from secateur.arrays import masks
 from secateur.errors import SecateurError
 
-KINDS = ("zeros", "shape")
+KINDS = ("zeros", "shape", "bits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,8 @@ class Promise:
     """One claim about the weight at `path`, which has `shape`.
 
     Kind "zeros": `value` is a bool array of that shape, True where the weight must be zero. Kind
-    "shape": `value` is the shape itself. Raises `SecateurError` for a value that is neither.
+    "shape": `value` is the shape itself. Kind "bits": `value` is how many bits a weight takes in a
+    quantized file at most. Raises `SecateurError` for a value that is none of these.
 
     >>> Promise("dense/kernel", "zeros", np.array([[True, False]]), (1, 2)).describe()
     'zeros at 1 of 2 weights of dense/kernel'
@@ -42,6 +43,13 @@ class Promise:
                 f"promise of kind {self.kind!r} for {self.path} received, expected one of "
                 f"{', '.join(KINDS)}; fix: use a kind that this version can check"
             )
+        if self.kind == "bits":
+            if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 1:
+                raise SecateurError(
+                    f"promise 'bits' for {self.path} received with the value {self.value!r}, "
+                    "expected a whole number of bits; fix: give 4, 8 or 16"
+                )
+            return
         found = np.shape(self.value) if self.kind == "zeros" else tuple(self.value)
         typed = self.kind == "shape" or np.asarray(self.value).dtype == bool
         if found != tuple(self.shape) or not typed:
@@ -69,6 +77,8 @@ class Promise:
         """
         if self.kind == "shape":
             return f"shape {self.shape} of {self.path}"
+        if self.kind == "bits":
+            return f"at most {self.value} bits a weight of {self.path}"
         return f"zeros at {self.count:,} of {self.size:,} weights of {self.path}"
 
     def to_record(self) -> dict[str, Any]:
@@ -87,6 +97,8 @@ class Promise:
         if self.kind == "zeros":
             packed = zlib.compress(masks.pack(self.value), 9)
             record["positions"] = base64.b64encode(packed).decode("ascii")
+        if self.kind == "bits":
+            record["bits"] = self.value
         return record
 
     @classmethod
@@ -100,7 +112,11 @@ class Promise:
         try:
             path, kind = str(record["path"]), str(record["kind"])
             shape = tuple(int(size) for size in record["shape"])
-            value = _positions(record["positions"], shape) if kind == "zeros" else shape
+            value: Any = shape
+            if kind == "zeros":
+                value = _positions(record["positions"], shape)
+            elif kind == "bits":
+                value = record["bits"]
             promise = cls(path, kind, value, shape)
             counted = (promise.count, promise.size) == (record["count"], record["size"])
         except (KeyError, TypeError, ValueError, zlib.error) as error:
@@ -121,12 +137,15 @@ class Finding:
     broken: int = 0
 
 
-def check(promise: Promise, array: np.ndarray, *, coded: bool = False) -> Finding:
+def check(
+    promise: Promise, array: np.ndarray, *, coded: bool = False, bits: int | None = None
+) -> Finding:
     """Check a promise on the weight's array, in Keras's layout; raises nothing.
 
     Floats: zero at the promised positions and nowhere else, every promised zero a +0.0. `coded`:
     integer codes less their zero point, zero at least at the promised positions; small weights may
-    round to code 0 and are counted in `extra_zeros`.
+    round to code 0 and are counted in `extra_zeros`. `bits`: what a weight takes in the file; None
+    where weights are floats by nature (the live model), and nothing was promised of bits.
 
     >>> promise = Promise("k", "zeros", np.array([True, False, False]), (3,))
     >>> check(promise, np.array([0, 0, 3], np.int8), coded=True).extra_zeros
@@ -140,6 +159,8 @@ def check(promise: Promise, array: np.ndarray, *, coded: bool = False) -> Findin
         return Finding(promise, False, detail, 0, promise.count)
     if promise.kind == "shape":
         return Finding(promise, True, f"shape {array.shape}", 0)
+    if promise.kind == "bits":
+        return _stored(promise, array, bits)
     zero = array == 0
     extra = zero & ~promise.value
     extra_zeros = int(np.count_nonzero(extra))
@@ -167,13 +188,28 @@ def require(findings: Iterable[Finding]) -> None:
 
     >>> require([check(Promise("k", "shape", (2,), (2,)), np.ones(2))])
     """
+    findings = tuple(findings)
     broken = [f"{f.promise.describe()}: {f.detail}" for f in findings if not f.ok]
     if broken:
+        fix = "leave these weights alone afterwards, or run the step that made the promise last"
+        if all(f.ok or f.promise.kind == "bits" for f in findings):
+            fix = "leave these weights out of the selection, or give them 8 bits"
         raise SecateurError(
             f"{len(broken)} broken promise{'s' * (len(broken) > 1)} received "
-            f"({'; '.join(broken)}), expected every earlier claim to hold; fix: leave these "
-            "weights alone afterwards, or run the step that made the promise last"
+            f"({'; '.join(broken)}), expected every earlier claim to hold; fix: {fix}"
         )
+
+
+def _stored(promise: Promise, array: np.ndarray, bits: int | None) -> Finding:
+    """Whether the weights take as few bits as promised; `array`: their codes."""
+    if bits is None:
+        return Finding(promise, True, "skipped: weights are floats here by nature", 0)
+    ok = bits <= promise.value
+    broken = 0 if ok else promise.size
+    if ok and array.dtype.kind in "iu":  # codes beyond what the bits hold were not read from them
+        broken = int(np.count_nonzero(np.abs(array.astype(np.int64)) > 2**bits))
+        ok = broken == 0
+    return Finding(promise, ok, f"{bits} bits a weight found", 0, broken)
 
 
 def _positions(text: str, shape: tuple[int, ...]) -> np.ndarray:

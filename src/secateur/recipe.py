@@ -7,35 +7,36 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import inspect
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from types import CodeType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
 import tomli_w
 
 from secateur.arrays.schedules import Rewind, Schedule
 from secateur.artifact import FORMATS
+from secateur.callables import called, identity
 from secateur.errors import SecateurError, nearest
 from secateur.methods.fine_tune import FineTune
 from secateur.methods.keep_zeros import KeepZeros
 from secateur.methods.prune import Prune
+from secateur.methods.quantize import Quantize
 from secateur.methods.rigl import RigL
+from secateur.methods.units import PruneUnits
 from secateur.plan import Change, Method, Plan
+from secateur.quantization import MIXED
 from secateur.recipes import builtin_recipes
 from secateur.training import Train
-from secateur.weights import Select, weight_table
+from secateur.weights import Select, WeightTable, weight_table
+from secateur.widths import Specification
 
-METHODS: dict[str, type] = {m.kind: m for m in (Prune, RigL, KeepZeros, FineTune)}
+METHODS: dict[str, type] = {m.kind: m for m in (Prune, PruneUnits, RigL, KeepZeros, FineTune, Quantize)}
 _NESTED: dict[str, type] = {"schedule": Schedule, "select": Select, "rewind": Rewind}
+# What a step that only trains on can be replaced by, if it would break a promise.
+_TRAINED_ON = ("rigl", "keep-zeros", "fine-tune")
 # What a recipe file can hold as one value: its test, and its name in a message.
 _SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
@@ -128,10 +129,21 @@ class Recipe:
             changes.extend(plan)
             if "zeros" in step.method.makes:
                 promised |= set(plan.changed)
+        _require_integers(self.specification(table), self.export)
         return Plan(changes)
 
+    def specification(self, table: WeightTable, steps: int | None = None) -> Specification | None:
+        """What the quantize steps (among the first `steps`) leave for export; None without one."""
+        found = None
+        for step in self.steps[:steps]:
+            if hasattr(step.method, "specify"):
+                found = step.method.specify(table, found)
+        return found
+
     def train_of(self, step: Step) -> Train:
-        """How a step trains."""
+        """How a step trains: not at all where its method trains nothing."""
+        if not getattr(step.method, "trains", True):
+            return dataclasses.replace(self.train, epochs=0)
         return step.train or self.train
 
     def epochs_of(self, step: Step) -> int:
@@ -159,7 +171,7 @@ class Recipe:
         >>> Recipe(steps=[step]).to_record()["steps"][0]["criterion"]
         '<lambda> (function, code ...)'
         """
-        return self._described(lambda name, function: _identity(function))
+        return self._described(lambda name, function: identity(function))
 
     def to_toml(self) -> str:
         """The recipe as TOML; refuses functions."""
@@ -244,14 +256,33 @@ def _check_order(steps: Iterable[Step]) -> None:
     made: dict[str, str] = {}
     for number, step in enumerate(steps, 1):
         method = step.method
+        if step.train is not None and not getattr(method, "trains", True):
+            raise SecateurError(
+                f"step {number} ({method.kind}) received with a `train` block, expected none: it "
+                "trains nothing; fix: leave the block out, or put a step that trains before it"
+            )
         for kind, maker in made.items():
             if kind not in method.keeps:
-                fix = [k for k, m in METHODS.items() if kind in m.keeps and k != "prune"]
+                fix = [k for k, m in METHODS.items() if kind in m.keeps and k in _TRAINED_ON]
+                instead = f", or use {' or '.join(map(repr, fix))} instead" if fix else ""
                 raise SecateurError(
                     f"step {number} ({method.kind}) would break the promise {kind!r} of {maker}; "
-                    f"put it before, or use {' or '.join(map(repr, fix))} instead"
+                    f"put it before{instead}"
                 )
         made.update({kind: f"step {number} ({method.kind})" for kind in method.makes})
+
+
+def _require_integers(found: Specification | None, export: Export) -> None:
+    """Refuse kernels left in float where the file is to hold integers, before anything is trained."""
+    if found is None or found.format not in MIXED or export.allow_float:
+        return
+    floats = [path for path, width in found.widths.items() if width.bits is None]
+    if floats:
+        raise SecateurError(
+            f"{', '.join(floats)} left in float by the quantize step received, expected integers "
+            f"throughout an {found.format} file; fix: otherwise = 8, or allow_float = true in the "
+            f"export block for a file named {MIXED[found.format]}"
+        )
 
 
 def _build_step(found: Any, train: Train, where: str) -> Step:
@@ -351,49 +382,6 @@ def _lowered(name: str, value: Any, lower: _Lower) -> Any:
 
 def _refuse_function(name: str, function: Any) -> None:
     raise SecateurError(
-        f"{name}={_called(function)} is a function: it works from Python, but cannot be written into "
+        f"{name}={called(function)} is a function: it works from Python, but cannot be written into "
         "a recipe file; fix: name a built-in one, or keep the recipe in Python"
     )
-
-
-def _called(function: Any) -> str:
-    inner = getattr(function, "func", None)
-    if isinstance(function, functools.partial):
-        return f"partial of {_called(inner)}"
-    return getattr(function, "__name__", type(function).__name__)
-
-
-def _identity(function: Any) -> str:
-    """Name and hash of a function: its byte code and what it closes over, not what it calls."""
-    digest = hashlib.sha256("\n".join(_traits(function)).encode()).hexdigest()
-    return f"{_called(function)} (function, code {digest[:12]})"
-
-
-def _traits(value: Any, depth: int = 8) -> list[str]:
-    """What tells two functions apart, without addresses, which differ between processes."""
-    if depth == 0:  # a function can hold itself
-        return [type(value).__qualname__]
-    parts: Iterable[Any]
-    if isinstance(value, CodeType):
-        parts = (value.co_code, value.co_names, value.co_varnames, value.co_consts)
-    elif isinstance(value, functools.partial):
-        parts = (value.func, value.args, value.keywords)
-    elif inspect.isfunction(value):
-        held = inspect.getclosurevars(value).nonlocals
-        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, held)
-    elif inspect.ismethod(value):
-        parts = (value.__func__, value.__self__)
-    elif isinstance(value, Mapping):
-        parts = sorted(value.items(), key=repr)
-    elif isinstance(value, set | frozenset):
-        parts = sorted(value, key=repr)
-    elif isinstance(value, list | tuple):
-        parts = value
-    elif isinstance(value, np.ndarray):  # its repr leaves elements out
-        return [f"{value.dtype}{value.shape}", value.tobytes().hex()]
-    elif callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
-        parts = (type(value).__qualname__, type(value).__call__, vars(value))
-    else:
-        return [re.sub(r" at 0x[0-9a-f]+", "", repr(value))]
-    traits = [trait for part in parts for trait in _traits(part, depth - 1)]
-    return [f"{type(value).__name__} {len(traits)}", *traits]

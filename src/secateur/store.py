@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,11 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = False):
         self.path = Path(path)
+        if (self.path / "run.json").exists():
+            raise SecateurError(
+                f"{self.path} holds a run (run.json), expected a sweep or an empty folder; fix: "
+                "choose another --out"
+            )
         found = _read(self.path / "sweep.json")
         if found is None and (self.path / "sweep.json").exists():
             raise SecateurError(
@@ -53,7 +60,6 @@ class Store:
             )
         if found is None:
             found = {"format_version": FORMAT_VERSION, "kind": "sweep"}
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomically(self.path / "sweep.json", found)
         version = found.get("format_version")
         if version != FORMAT_VERSION:
@@ -73,9 +79,20 @@ class Store:
         return self.path / "points" / fingerprint[:NAME]
 
     def read(self, fingerprint: str) -> dict[str, Any] | None:
-        """The record of a point; None where there is none, or it is damaged or another's."""
+        """The record of a point; None where there is none, or it is damaged or another's.
+
+        Raises SecateurError for a record that another version of this package wrote.
+        """
         record = _read(self.folder(fingerprint) / "record.json")
-        return record if record and record.get("fingerprint") == fingerprint else None
+        if record is None or record.get("fingerprint") != fingerprint:
+            return None
+        version = record.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise SecateurError(
+                f"{self.folder(fingerprint)} holds a point of version {version}, this secateur reads "
+                f"version {FORMAT_VERSION}; fix: use the secateur that wrote it, or another --out"
+            )
+        return record
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a point's record, whole or not at all."""
@@ -84,7 +101,11 @@ class Store:
         (folder / "begun.json").unlink(missing_ok=True)
 
     def begin(self, fingerprint: str) -> None:
-        """Say that this process computes the point now."""
+        """Say that this process, which holds the claim, computes the point now.
+
+        What an earlier attempt left unfinished goes first: no file of it passes for one of ours.
+        """
+        shutil.rmtree(self.folder(fingerprint), ignore_errors=True)
         write_json_atomically(self.folder(fingerprint) / "begun.json", {"pid": os.getpid()})
 
     def begun(self, fingerprint: str) -> int | None:
@@ -92,13 +113,17 @@ class Store:
         return (_read(self.folder(fingerprint) / "begun.json") or {}).get("pid")
 
     def forget(self, fingerprint: str) -> None:
-        """Drop a point, so that it is computed again."""
-        shutil.rmtree(self.folder(fingerprint), ignore_errors=True)
+        """Drop a point, so that it is computed again; one that another process has claimed stays."""
+        with self.claim(fingerprint) as ours:
+            if ours:
+                shutil.rmtree(self.folder(fingerprint), ignore_errors=True)
 
     def records(self) -> list[dict[str, Any]]:
         """Every point's record, in the order of their names; damaged ones are left out."""
         files = sorted((self.path / "points").glob("*/record.json"))
-        return [record for record in map(_read, files) if record is not None]
+        found = [(_read(file) or {}).get("fingerprint", "") for file in files]
+        records = [self.read(name) for name in found if isinstance(name, str)]
+        return [record for record in records if record is not None]
 
     @contextmanager
     def claim(self, fingerprint: str) -> Iterator[bool]:
@@ -116,18 +141,23 @@ class Store:
         Others wait for it, and take over where the one that computes dies.
         """
         folder = self.path / "dense" / fingerprint[:NAME]
-        found = _read_shared(folder, fingerprint)
+        found = self.kept(fingerprint)
         if found is not None:
             return found
         with _locked(self.path / "locks" / f"dense-{fingerprint[:NAME]}.lock", wait=True):
-            found = _read_shared(folder, fingerprint)
+            found = self.kept(fingerprint)
             if found is None:
+                shutil.rmtree(folder, ignore_errors=True)  # what a killed process left half done
                 arrays, record = compute()
                 found = arrays, {**record, "fingerprint": fingerprint}
                 # The record last: with it the arrays count.
                 write_atomically(folder / "weights.npz", lambda path: _save(path, arrays))
                 write_json_atomically(folder / "record.json", found[1])
         return found
+
+    def kept(self, fingerprint: str) -> tuple[list[np.ndarray], dict[str, Any]] | None:
+        """What `shared` has computed before; None where nobody has."""
+        return _read_shared(self.path / "dense" / fingerprint[:NAME], fingerprint)
 
     def index(self) -> dict[str, Any]:
         """Fingerprint -> status, curve and seed, from the records; also written as index.json.
@@ -142,9 +172,9 @@ class Store:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
     except Timeout:
         yield False
@@ -153,7 +183,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
         raise SecateurError(
             f"{path} cannot be locked ({error.strerror}), expected a folder with space, the right "
             "to write, and locks; fix: choose another --out"
-        ) from None
+        ) from error
     try:
         yield True
     finally:
@@ -165,13 +195,12 @@ def _save(path: Path, arrays: list[np.ndarray]) -> None:
     np.savez(path, **named)
 
 
-def _read_shared(
-    folder: Path, fingerprint: str
-) -> tuple[list[np.ndarray], dict[str, Any]] | None:
+def _read_shared(folder: Path, fingerprint: str) -> tuple[list[np.ndarray], dict[str, Any]] | None:
     record = _read(folder / "record.json")
     if record is None or record.get("fingerprint") != fingerprint:
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
+    damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*damaged):
         with (folder / "weights.npz").open("rb") as file, np.load(file) as arrays:
             return [arrays[key] for key in sorted(arrays.files)], record
     return None

@@ -11,18 +11,24 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur import datasets, points
+from secateur import clusters, datasets, points
 from secateur.artifact import versions, write_atomically
+from secateur.compression import snapshot_for
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.grids import Grid, Point
-from secateur.points import Dense, Subject
+from secateur.outlook import Outlook
+from secateur.point_records import fingerprint_of, unfinished
+from secateur.points import Dense
 from secateur.runtimes.keras import import_modules, save_model
+from secateur.shape_timing import time_shapes
 from secateur.store import Store
+from secateur.subjects import Subject
 from secateur.training import Progress
 from secateur.workers import supervise
 
@@ -89,6 +95,7 @@ def sweep(
     out: str | Path | None = None,
     seeds: int | Sequence[int] | None = None,
     workers: int = 1,
+    cluster: str | None = None,
     retry: bool = False,
     imports: Sequence[str] = (),
     load: Mapping[str, Any] | None = None,
@@ -100,8 +107,9 @@ def sweep(
     grid: a built-in one ("challenge"), a `.toml` file, a `Grid`, or plain data. model, data: as
     `run` takes them (None: the grid's). out: the store; what is finished there is not computed
     again (None: a new temporary folder). seeds: a number of them or their list (None: the grid's).
-    workers: processes that share the points. retry: compute failed points again. load: what
-    `load_data` takes beside the data and the seed.
+    workers: processes that share the points. cluster: a Ray cluster that computes them instead
+    ("ray://host:10001", "auto" for the one this machine belongs to). retry: compute failed points
+    again. load: what `load_data` takes beside the data and the seed.
 
     Raises SecateurError before any training when things do not fit; a point that fails is recorded
     and the sweep goes on.
@@ -123,7 +131,7 @@ def sweep(
     path = Path(tempfile.mkdtemp(prefix="secateur-")) if out is None else Path(out)
     named = work.named()  # also refuses what does not fit, before anything is written
     store = Store(path, create=True)
-    store.describe(grid=grid.text, name=grid.name, seeds=list(work.seeds), versions=versions())
+    store.describe(grid=grid.as_text(), name=grid.name, seeds=list(work.seeds), versions=versions())
     if retry:
         for name in named.values():
             if (store.read(name) or {}).get("status") == "failed":
@@ -131,10 +139,14 @@ def sweep(
     before = sum(store.read(name) is not None for name in named.values())
     if before:
         say(f"{before} of {len(named)} points are finished already")
-    if workers == 1:
+    if cluster is not None:
+        clusters.carry_out(work, store, cluster, progress=progress, say=say)
+    elif workers == 1:
         carry_out(work, store, progress=progress, say=say)
     else:
         _share_out(work, store, workers, progress, say)
+    every = work.points()
+    time_shapes(store, {name: every[place] for place, name in named.items()}, work.subject, say)
     store.index()
     records = [store.read(name) for name in named.values()]
     return Sweep(path, [record for record in records if record is not None])
@@ -178,9 +190,7 @@ class Work:
                 raise SecateurError(
                     f"grid {self.grid.name!r} names no data; give --data digits, or a .npz file"
                 )
-            loaded = source
-            if not isinstance(source, Data):
-                loaded = datasets.load(source, seed=point.seed, **self.load)
+            loaded = datasets.load(source, seed=point.seed, **self.load)
             self._subjects = {key: Subject.of(point, self.model, loaded)}
         return self._subjects[key]
 
@@ -192,7 +202,7 @@ class Work:
             key = (point.recipe.model, point.recipe.data, point.seed, _prefix(point))
             if key not in shared:
                 shared[key] = subject.identity(point)
-            found[place] = points.fingerprint_of(point, shared[key])
+            found[place] = fingerprint_of(point, shared[key])
         return found
 
 
@@ -210,72 +220,95 @@ def carry_out(
     """
     say = say or (lambda text: None)
     every, named = work.points(), work.named()
-    pending = dict(named)
-    begun, computed = time.perf_counter(), 0
+    pending, computed = dict(named), 0
+    outlook = Outlook({name: every[place] for place, name in named.items()}, store.read)
+    groups = _groups(work)
     while pending and (limit is None or computed < limit):
         held = 0
-        for place, name in list(pending.items()):
-            if store.read(name) is None:
-                with store.claim(name) as ours:
-                    if not ours:
+        for place in list(pending):
+            if place not in pending:
+                continue
+            with ExitStack() as claims:
+                ours = []
+                for mate in [p for p in groups[place] if p in pending]:
+                    name = pending[mate]
+                    if store.read(name) is None and not claims.enter_context(store.claim(name)):
                         held += 1
-                        continue
-                    if store.read(name) is None:
-                        _compute(work, store, every[place], name, progress, say)
-                        computed += 1
-            del pending[place]
-            if computed == limit:
+                    elif store.read(name) is None:
+                        ours.append(mate)
+                    else:
+                        del pending[mate]
+                if ours:
+                    _compute(work, store, {named[p]: every[p] for p in ours}, progress, say)
+                    computed += len(ours)
+                for mate in ours:
+                    del pending[mate]
+            if limit is not None and computed >= limit:
                 break
             if progress is not None:
-                left = (time.perf_counter() - begun) / max(computed, 1) * len(pending)
-                done = len(named) - len(pending)
-                progress("points", done, len(named), f"about {left:,.0f} s left")
+                tally = outlook.tally()
+                progress("points", tally.finished, len(named), str(tally))
         if held:
             time.sleep(WAIT)
 
 
+def _groups(work: Work) -> dict[int, list[int]]:
+    """Place of each point -> places of those that are computed with it."""
+    together: dict[Any, list[int]] = {}
+    for place, point in enumerate(work.points()):
+        key = points.one_shot_key(point, work.subject(point))
+        together.setdefault(place if key is None else key, []).append(place)
+    return {place: mates for mates in together.values() for place in mates}
+
+
 def _compute(
-    work: Work, store: Store, point: Point, name: str, progress: Progress | None, say: Say
+    work: Work, store: Store, group: Mapping[str, Point], progress: Progress | None, say: Say
 ) -> None:
+    """Compute points (fingerprint -> point) that belong together, and write their records."""
+    name, point = next(iter(group.items()))
     subject = work.subject(point)
     identity = subject.identity(point)
-    store.begin(name)
+    for each in group:
+        store.begin(each)
     try:
         dense = Dense.from_arrays(
             *store.shared(
                 identity, lambda: points.train_dense(point, subject, progress).to_arrays()
             )
         )
-        record = points.compute(
-            point,
-            identity,
-            subject,
-            dense,
-            folder=store.folder(name),
-            imports=work.imports,
-            progress=progress,
-        )
+        if points.one_shot_key(point, subject) is not None:
+            records = points.compute_one_shot(list(group.values()), identity, subject, dense)
+        else:
+            record = points.compute(
+                point,
+                identity,
+                subject,
+                dense,
+                folder=store.folder(name),
+                imports=work.imports,
+                progress=progress,
+            )
+            records = [record]
     except Exception as error:  # a point's own failure, whatever it is, ends that point alone
         if _of_the_store(error):
             raise
-        record = points.unfinished(point, identity, subject, error)
-    store.write(record)
-    say(f"{point.label}: {_result(record)}")
+        records = [unfinished(p, identity, subject, error) for p in group.values()]
+    for each, record in zip(group.values(), records, strict=True):
+        store.write(record)
+        say(f"{each.label}: {_result(record)}")
 
 
-def _share_out(
-    work: Work, store: Store, workers: int, progress: Progress | None, say: Say
-) -> None:
+def _share_out(work: Work, store: Store, workers: int, progress: Progress | None, say: Say) -> None:
     every, named = work.points(), work.named()
     places = {name: place for place, name in named.items()}
     told = {name for name in places if store.read(name) is not None}
-    begun, already = time.perf_counter(), len(told)
+    outlook = Outlook({name: every[place] for name, place in places.items()}, store.read)
 
     def failed(name: str, cause: str) -> None:
         point = every[places[name]]
         subject = work.subject(point)
         error = SecateurError(cause)
-        store.write(points.unfinished(point, subject.identity(point), subject, error))
+        store.write(unfinished(point, subject.identity(point), subject, error))
 
     def watch(left: int, running: int) -> None:
         for name in [n for n in places if n not in told]:
@@ -284,9 +317,8 @@ def _share_out(
                 told.add(name)
                 say(f"{every[places[name]].label}: {_result(record)}")
         if progress is not None:
-            rate = (time.perf_counter() - begun) / max(len(told) - already, 1)
-            text = f"{running} running, about {rate * left:,.0f} s left"
-            progress("points", len(named) - left, len(named), text)
+            tally = outlook.tally(running)
+            progress("points", tally.finished, len(named), str(tally))
 
     task = functools.partial(_part, work.portable(store.path))
     supervise(task, store, list(places), workers=workers, failed=failed, watch=watch)
@@ -312,5 +344,5 @@ def _of_the_store(error: BaseException) -> bool:
 
 def _prefix(point: Point) -> str:
     """What of a point's recipe decides its dense network."""
-    early = points.snapshot_for(point.recipe, 0)
+    early = snapshot_for(point.recipe, 0)
     return repr((point.recipe.train, None if early is None else early.epoch))

@@ -48,6 +48,7 @@ class Tensor:
     data: np.ndarray | None  # raw bytes; None: computed when the model runs
     quantization: Any
     sparsity: Any
+    scales: np.ndarray | None = None  # (out, blocks), of blocks that have a scale each
 
     @property
     def floating(self) -> bool:
@@ -77,8 +78,13 @@ class Tensor:
     def constant(self, operator: str, slot: int) -> Constant:
         """The tensor as a constant that feeds `slot` of an operator."""
         values, quantization = self.values(), self.quantization
+        bits = PACKED.get(self.type)
+        if self.scales is not None:
+            scale = np.repeat(self.scales, values.shape[-1] // self.scales.shape[-1], axis=-1)
+            zero_point = np.zeros(1, np.int64)
+            return Constant(self.name, values, scale, zero_point, None, operator, slot, bits)
         if quantization is None or not quantization.ScaleLength():
-            return Constant(self.name, values, None, None, None, operator, slot)
+            return Constant(self.name, values, None, None, None, operator, slot, bits)
         scale = quantization.ScaleAsNumpy()
         zero_point = (
             quantization.ZeroPointAsNumpy()
@@ -86,16 +92,20 @@ class Tensor:
             else np.zeros(len(scale), np.int64)
         )
         axis = int(quantization.QuantizedDimension())
-        return Constant(self.name, values, scale, zero_point, axis, operator, slot)
+        return Constant(self.name, values, scale, zero_point, axis, operator, slot, bits)
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator with its tensors; an input may be left out (None)."""
+    """One operator with its tensors; an input may be left out (None).
+
+    bias_type: of a bias beside codes, as the options declare it; "FLOAT32" where they do not.
+    """
 
     name: str
     inputs: list[Tensor | None]
     outputs: list[Tensor]
+    bias_type: str = "FLOAT32"
 
     def macs(self) -> int | None:
         """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
@@ -181,7 +191,7 @@ class TfliteFile:
 def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
     for g in range(model.SubgraphsLength()):
         graph = model.Subgraphs(g)
-        tensors = [_tensor(model, graph.Tensors(i), types) for i in range(graph.TensorsLength())]
+        tensors = [_tensor(model, graph, i, types) for i in range(graph.TensorsLength())]
         for tensor in tensors:
             _require_whole(tensor)
         for i in range(graph.OperatorsLength()):
@@ -199,7 +209,20 @@ def _operators(model: Any, names: dict, types: dict) -> Iterator[Operator]:
                 name,
                 [tensors[k] if k >= 0 else None for k in inputs],
                 [tensors[k] for k in outputs],
+                types[_bias_type(name, operator.BuiltinOptions())],
             )
+
+
+def _bias_type(name: str, table: Any) -> int:
+    """The type of a bias that an operator's options declare; without it, kernels take their own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {"CONV_2D": schema.Conv2DOptions, "FULLY_CONNECTED": schema.FullyConnectedOptions}
+    if name not in kinds or table is None:
+        return schema.TensorType.FLOAT32
+    options = kinds[name]()
+    options.Init(table.Bytes, table.Pos)
+    return options.QuantizedBiasType()
 
 
 def _require_bounded(model: Any, size: int) -> None:
@@ -240,18 +263,49 @@ def _require_whole(tensor: Tensor) -> None:
         raise ValueError(f"tensor {tensor.name} of shape {tensor.shape} in {stored:,} bytes")
 
 
-def _tensor(model: Any, tensor: Any, types: dict) -> Tensor:
+def _tensor(model: Any, graph: Any, place: int, types: dict) -> Tensor:
+    tensor = graph.Tensors(place)
     if not 0 <= tensor.Buffer() < model.BuffersLength():
         raise ValueError(f"buffer {tensor.Buffer()} of {model.BuffersLength()}")
     buffer = model.Buffers(tensor.Buffer())
+    shape = tuple(tensor.Shape(k) for k in range(tensor.ShapeLength()))
     return Tensor(
         name=tensor.Name().decode(errors="replace") if tensor.Name() else "",
-        shape=tuple(tensor.Shape(k) for k in range(tensor.ShapeLength())),
+        shape=shape,
         type=types[tensor.Type()],
         data=_data(model, buffer),
         quantization=tensor.Quantization(),
         sparsity=tensor.Sparsity(),
+        scales=_block_scales(model, graph, tensor.Quantization(), shape),
     )
+
+
+def _block_scales(
+    model: Any, graph: Any, quantization: Any, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """The scales (out, blocks) of a kernel quantized in blocks, which are a tensor of their own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kind = schema.QuantizationDetails.BlockwiseQuantization
+    if quantization is None or quantization.DetailsType() != kind:
+        return None
+    details, table = schema.BlockwiseQuantization(), quantization.Details()
+    details.Init(table.Bytes, table.Pos)
+    if not 0 <= details.Scales() < graph.TensorsLength():
+        raise ValueError(f"scales in tensor {details.Scales()} of {graph.TensorsLength()}")
+    stored = graph.Tensors(details.Scales())
+    kinds = {schema.TensorType.FLOAT16: np.float16, schema.TensorType.FLOAT32: np.float32}
+    data = None
+    if 0 <= stored.Buffer() < model.BuffersLength():
+        data = _data(model, model.Buffers(stored.Buffer()))
+    blocks = -(-shape[-1] // max(details.BlockSize(), 1)) if shape else 0
+    count = math.prod((*shape[:-1], blocks))
+    dtype = kinds.get(stored.Type())
+    if dtype is None or data is None or not blocks or shape[-1] % blocks:
+        raise ValueError(f"scales of blocks of {details.BlockSize()} for shape {shape}")
+    if data.size != count * np.dtype(dtype).itemsize:
+        raise ValueError(f"{data.size:,} bytes for {count:,} scales of blocks")
+    return data.view(dtype).astype(np.float32).reshape(*shape[:-1], blocks)
 
 
 def _data(model: Any, buffer: Any) -> np.ndarray | None:

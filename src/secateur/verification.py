@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from secateur import conversion
 from secateur.errors import SecateurError
@@ -62,6 +63,10 @@ BATCH_RANGES = {"onnx-dynamic"}
 # Samples for the comparison, and how many at a time: enough for a share, little for the memory.
 SAMPLES, BATCH = 256, 32
 
+# Whether classes changed places is looked at where there are enough samples to tell them apart,
+# and not so many classes that a table of all pairs does not fit.
+ROWS, CLASSES = 16, 2000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
@@ -87,8 +92,8 @@ def verify(
     try:
         session = runtime_for(path).load(path, 1)
         parity = _compared(session, model, format, data)
-        found = located(session.constants(), model, {promise.path for promise in promises})
-        findings = tuple(found[promise.path].check(promise) for promise in promises)
+        found = located(session.constants(), model, {p.path for p in promises if p.kind != "bits"})
+        findings = tuple(found[promise.path].check(promise, format) for promise in promises)
         require(findings)
     except SecateurError as error:
         told = str(error)
@@ -117,7 +122,7 @@ def compare(
     secateur.errors.SecateurError: outputs differ from the model's (largest difference 1 ...
     """
     allowed, parity = TOLERANCES[format], {"largest": 0.0, "relative_rms": 0.0, "agreement": 1.0}
-    n = len(next(iter(reference.values())))
+    n, alike = len(next(iter(reference.values()))), 1.0  # and the agreement that codes allow
     if missing := sorted(set(reference) - set(outputs)):
         raise SecateurError(
             f"outputs {', '.join(outputs)} received, expected {', '.join(missing)} among them; "
@@ -132,20 +137,27 @@ def compare(
                 f"{expected.shape}, finite; fix: convert the model again"
             )
         difference = np.abs(given.astype(np.float64) - expected)
-        beyond = np.maximum(difference - 2 * (steps or {}).get(name, 0.0), 0.0)
+        unseen = 2 * (steps or {}).get(name, 0.0)
+        beyond = np.maximum(difference - unseen, 0.0)
         rms = np.sqrt(np.mean(np.square(beyond)))
         spread, size = float(np.std(expected)), float(np.abs(expected).max())
         parity["largest"] = max(parity["largest"], difference.max() / (size or 1.0))
         parity["relative_rms"] = max(parity["relative_rms"], rms / (spread or size or 1.0))
         if expected.ndim > 1 and expected.shape[-1] > 1:
             chosen = np.take_along_axis(expected, given.argmax(-1)[..., None], -1)[..., 0]
-            same = chosen >= expected.max(-1) - 1e-6 * size  # of equal outputs any will do
-            parity["agreement"] = min(parity["agreement"], np.mean(same))
+            short = expected.max(-1) - chosen - 1e-6 * size  # of equal outputs any will do
+            parity["agreement"] = min(parity["agreement"], np.mean(short <= 0))
+            alike = min(alike, np.mean(short <= unseen))
+    if told := exchanged(reference, outputs):
+        raise SecateurError(
+            f"{told} received, expected the model's order; fix: export the model again, or give "
+            "the last layer its order"
+        )
     parity = {name: float(value) for name, value in parity.items()}
     if (
         parity["largest"] > allowed.largest
         or (allowed.rms is not None and parity["relative_rms"] > allowed.rms)
-        or (1 - parity["agreement"]) * n > (1 - allowed.agreement) * n + 2
+        or (1 - alike) * n > (1 - allowed.agreement) * n + 2
     ):
         raise SecateurError(
             f"outputs differ from the model's (largest difference {parity['largest']:.2g} of the "
@@ -154,6 +166,60 @@ def compare(
             "fix: export again, or choose another format"
         )
     return parity
+
+
+def exchanged(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> str:
+    """Which outputs, or classes of one, come in another's place, in words; "" where none do.
+
+    Two of ten classes can change places within the tolerance of 8 bits. Noise cannot look like it:
+    what an output does from sample to sample would have to be another's.
+
+    >>> a = np.arange(32.0)
+    >>> exchanged({"out": np.stack([a, a % 3], 1)}, {"out": np.stack([a % 3, a], 1)})
+    'output out with class 1 in the place of 0, 0 in the place of 1'
+    """
+    for name, expected in reference.items():
+        for other, rival in reference.items():
+            if other != name and rival.shape == expected.shape:
+                columns = [a.reshape(-1, 1) for a in (outputs[name], expected, rival)]
+                if _places(columns[0], np.concatenate(columns[1:], 1)) == {0: 1}:
+                    return f"output {other} in the place of {name}"
+    for name, expected in reference.items():
+        if expected.ndim > 1 and 1 < expected.shape[-1] <= CLASSES:
+            rows = [a.reshape(-1, expected.shape[-1]) for a in (outputs[name], expected)]
+            if places := _places(*rows):
+                told = [f"{b} in the place of {a}" for a, b in sorted(places.items())]
+                more = f" and {len(told) - 4} others" if len(told) > 4 else ""
+                return f"output {name} with class {', '.join(told[:4])}{more}"
+    return ""
+
+
+def _places(given: np.ndarray, expected: np.ndarray) -> dict[int, int]:
+    """{column of `given`: the other column of `expected` that it is}, both (n, k); {} where none is.
+
+    A constant and a factor are left out of it: where outputs hardly vary, or all vary alike, a
+    rounded one lies as near to others as to its own.
+    """
+    if len(expected) < ROWS:
+        return {}
+    given, expected = (a - a.mean(0, dtype=np.float64) for a in (given, expected))
+    power, products = np.square(expected).sum(0), given.T @ expected
+    size = np.square(given).sum(0)[:, None]
+    apart = size + power - 2 * products
+    unlike = size - np.square(products) / np.where(power == 0, 1, power)  # times any factor
+    rows, columns = linear_sum_assignment(apart)
+    chosen, found = dict(zip(rows.tolist(), columns.tolist(), strict=True)), {}
+    while chosen:
+        first, column = chosen.popitem()
+        cycle = {first: column}
+        while column in chosen:
+            cycle[column] = chosen.pop(column)
+            column = cycle[column]
+        own = np.mean([unlike[a, a] for a in cycle])
+        others = np.mean([apart[a, b] for a, b in cycle.items()])
+        if own > 0.25 * power.mean() and others < own / 9:
+            found |= cycle
+    return found
 
 
 def _compared(session: Session, model: Any, format: str, data: Any) -> dict[str, float]:

@@ -80,7 +80,9 @@ def supervise(
                     for name in begun:
                         deaths[name] += 1
                         if deaths[name] >= DEATHS:
-                            failed(name, f"its process died {DEATHS} times ({_how(process.exitcode)})")
+                            failed(
+                                name, f"its process died {DEATHS} times ({_how(process.exitcode)})"
+                            )
                 watch(len(left), len(alive))
     finally:
         for process in alive:

@@ -207,3 +207,24 @@ def test_operators_are_counted_by_hand():
     session = litert.load(conversion.to_litert(net)["float32"])
     assert session.macs() == by_hand
     assert KerasSession(net).macs() == by_hand
+
+
+def test_an_operator_that_notices_the_batch_only_when_it_runs():
+    """LiteRT's own transposed convolution; XNNPACK's takes any."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    net = keras.Sequential(
+        [keras.Input((6, 6, 2)), layers.Conv2DTranspose(3, 2), layers.Flatten(), layers.Dense(4)]
+    )
+    x = np.random.default_rng(0).random((9, 6, 6, 2), dtype="float32")
+    made = conversion.to_litert(net, ["float32", "int8"], calibration=x)
+    expected = KerasSession(net).predict(x)
+    for kernels, resizable in (("xnnpack", True), ("reference", False)):
+        session = litert.load(made["float32"], kernels=kernels)
+        np.testing.assert_allclose(session.predict(x, batch=4), expected, atol=1e-5)
+        assert session.resizable == resizable
+    found = litert.load(made["int8"]).predict(x, batch=4)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    whole = litert.ranges(made["float32"], x)
+    assert whole == litert.ranges(made["float32"], x, batch=1)
+    assert any(high == pytest.approx(expected.max(), rel=1e-4) for _, high in whole.values())

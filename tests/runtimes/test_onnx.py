@@ -160,18 +160,32 @@ def test_scales_for_blocks_are_multiplied_out():
     np.testing.assert_array_equal(session.predict(np.eye(5)), constant.values)
 
 
-def test_a_quantized_recurrent_layer_is_multiplied_out():
-    net = keras.Sequential([keras.Input((6, 5)), keras.layers.LSTM(4)])
+def test_an_lstm_comes_apart_in_keras_order():
+    """Codes and floats alike; onnxruntime's own operator has the axes the other way round."""
+    net = keras.Sequential(
+        [keras.Input((6, 5)), keras.layers.Bidirectional(keras.layers.LSTM(4), name="both")]
+    )
+    for variable in net.variables:
+        if variable.path.endswith("bias"):
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape))
     made = to_onnx(net, ("onnx", "onnx-dynamic"))
     floats, codes = (
-        {c.slot: c.values for c in onnx.load(blob).constants() if "LSTM" in c.operator}
-        for blob in made.values()
+        [c for c in onnx.load(blob).constants() if "LSTM" in c.operator] for blob in made.values()
     )
     assert ("DynamicQuantizeLSTM", 1) in onnx.load(made["onnx-dynamic"]).operators()
-    for slot in (1, 2):
-        stored = codes[slot].transpose(0, 2, 1)  # onnxruntime's has its axes the other way round
-        assert 0 < np.abs(stored - floats[slot]).max() < np.abs(floats[slot]).max() / 100
-    assert set(codes) == {1, 2, 3} and onnx.load(made["onnx"]).macs() is None
+    weights = [keras.ops.convert_to_numpy(w) for w in net.get_weights()]
+    order = [0, 3, 1, 4, 2]  # kernels of both directions, states, and the first bias
+    assert [c.slot for c in floats] == [c.slot for c in codes] == [1, 1, 2, 2, 3, 3, 3, 3]
+    for place, k in enumerate(order):
+        stored = floats[place].values
+        np.testing.assert_array_equal(stored.T if weights[k].ndim == 2 else stored, weights[k])
+        found = codes[place].dequantized()
+        assert codes[place].coded == (weights[k].ndim == 2)
+        off = np.abs(found - weights[k])
+        assert (off <= 0.501 * codes[place].step()).all() if codes[place].coded else not off.any()
+    assert not floats[5].values.any()  # of the state: Keras's LSTM has one bias
+    np.testing.assert_array_equal(floats[6].values, weights[5])
+    assert onnx.load(made["onnx"]).macs() is None
 
 
 def test_a_file_with_a_batch_of_its_own_still_gives_every_output():

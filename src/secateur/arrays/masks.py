@@ -4,7 +4,7 @@ A mask is a bool array, True = keep. Sparsity is the fraction of zeros in [0, 1]
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -37,17 +37,29 @@ def unstructured(scores: np.ndarray, sparsity: float) -> np.ndarray:
     >>> unstructured(np.array([3.0, 1.0, 1.0, 1.0]), 0.5).tolist()
     [True, False, False, True]
     """
+    return next(unstructured_levels(scores, (sparsity,)))
+
+
+def unstructured_levels(scores: np.ndarray, sparsities: Sequence[float]) -> Iterator[np.ndarray]:
+    """Yield the mask of `unstructured` at each sparsity, in the order given; ranked once for all.
+
+    >>> [keep.tolist() for keep in unstructured_levels(np.array([3.0, 1.0, 2.0]), (0.6, 0.4))]
+    [[True, False, False], [True, False, True]]
+    """
     flat = np.ravel(scores)
-    pruned = zeros_count(flat.size, sparsity)
+    counts = [zeros_count(flat.size, sparsity) for sparsity in sparsities]
     refuse_nan(flat)
-    if pruned == 0:
-        return np.ones(np.shape(scores), bool)
-    threshold = _ranked(flat, pruned - 1)
-    keep = flat > threshold
-    ties = np.flatnonzero(flat == threshold)
-    pruned_ties = pruned - (flat.size - np.count_nonzero(keep) - ties.size)
-    keep[ties[pruned_ties:]] = True
-    return keep.reshape(np.shape(scores))
+    thresholds = _ranked(flat, {pruned - 1 for pruned in counts if pruned})
+    for pruned in counts:
+        if pruned == 0:
+            yield np.ones(np.shape(scores), bool)
+            continue
+        threshold = thresholds[pruned - 1]
+        keep = flat > threshold
+        ties = np.flatnonzero(flat == threshold)
+        pruned_ties = pruned - (flat.size - np.count_nonzero(keep) - ties.size)
+        keep[ties[pruned_ties:]] = True
+        yield keep.reshape(np.shape(scores))
 
 
 def refuse_nan(scores: np.ndarray) -> None:
@@ -103,14 +115,18 @@ def unpack(packed: bytes, shape: Sequence[int]) -> np.ndarray:
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=size).astype(bool).reshape(shape)
 
 
-def _ranked(flat: np.ndarray, rank: int) -> np.generic:
-    """Return the value at `rank` of the ascending sort of `flat`."""
+def _ranked(flat: np.ndarray, ranks: Collection[int]) -> dict[int, np.generic]:
+    """Return rank -> the value at it in the ascending sort of `flat`."""
+    if not ranks:
+        return {}
     smallest = flat.min()
     # The weights of an earlier mask all score 0, and a partition of many equal values is ten times
     # slower than one of distinct values (2.4 M, 80 % zeros: 98 against 10 ms): rank them by count.
     rest = flat[flat > smallest]
     equal = flat.size - rest.size
-    return smallest if rank < equal else np.partition(rest, rank - equal)[rank - equal]
+    above = sorted(rank - equal for rank in ranks if rank >= equal)
+    parted = np.partition(rest, above) if above else rest
+    return {rank: parted[rank - equal] if rank >= equal else smallest for rank in ranks}
 
 
 def regrown(

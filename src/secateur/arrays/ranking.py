@@ -47,6 +47,35 @@ class Ranked:
         return found if self.zeros is None else np.where(self.zeros, -np.inf, found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored(Ranked):
+    """A weight whose scores are known: ranked once, cut at any number of sparsities."""
+
+    known: np.ndarray
+
+    def scores(self, by: Criterion, value: np.ndarray, seed: int) -> np.ndarray:
+        """The known scores."""
+        return self.known
+
+
+def scored(weight: Ranked, by: str | Criterion = "l1", seed: int = 0) -> Scored:
+    """The weight, read and scored now.
+
+    >>> weight = Ranked(path="k", read=lambda: np.array([-3.0]), axes=Axes((), (0,)), evidence={})
+    >>> scored(weight).known.tolist()
+    [3.0]
+    """
+    value = weight.read()
+    return Scored(
+        path=weight.path,
+        read=lambda: value,
+        axes=weight.axes,
+        zeros=weight.zeros,
+        evidence={},
+        known=weight.scores(criterion(by), value, seed),
+    )
+
+
 def masks(
     weights: Mapping[str, Ranked],
     sparsity: float,

@@ -1,4 +1,4 @@
-"""Writing a report's text files: whole or not at all."""
+"""Writing a report's files: whole or not at all."""
 
 import os
 import tempfile
@@ -12,12 +12,20 @@ def write_text(path: str | Path, text: str) -> Path:
 
     Raises SecateurError where the folder is missing, not writable or full.
     """
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write `content` so that `path` holds either all of it or what it held before.
+
+    Raises SecateurError where the folder is missing, not writable or full.
+    """
     path = Path(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes a private file; a page is shared

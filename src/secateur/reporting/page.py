@@ -70,6 +70,23 @@ def write_html(runs: Sequence[Run], path: str | Path) -> Path:
 
 def render(runs: Sequence[Run]) -> str:
     """Return the page as text."""
+    context = _context(runs)
+    context["lead_marked"] = _marked(context["lead"])
+    return fill("page.html.j2", context, filters=_filters())
+
+
+def fill(
+    template: str,
+    context: dict[str, Any],
+    *,
+    filters: dict[str, Any],
+    styles: Sequence[str] = ("page.css",),
+    scripts: Sequence[str] = ("page.js",),
+) -> str:
+    """Render a template with its styles, its scripts and their hash inlined; `lead_marked` is markup.
+
+    Raises SecateurError when Jinja2 is missing.
+    """
     try:
         import jinja2
         import markupsafe
@@ -82,17 +99,16 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= _filters()
-    script = _source("page.js")
-    context = _context(runs)
-    context |= {
-        "lead_marked": markupsafe.Markup(_marked(context["lead"])),
-        "css": markupsafe.Markup(_source("page.css")),
+    environment.filters |= filters
+    script = "".join(map(_source, scripts))
+    return environment.get_template(template).render({
+        **context,
+        "lead_marked": markupsafe.Markup(context["lead_marked"]),
+        "css": markupsafe.Markup("".join(map(_source, styles))),
         "js": markupsafe.Markup(script),
         "script_hash": f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
         "icon": quote(ICON),
-    }
-    return environment.get_template("page.html.j2").render(context)
+    })  # fmt: skip
 
 
 def _source(name: str) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +159,15 @@ def write_markdown(runs: Sequence[Run], path: str | Path) -> Path:
     table = rows(runs)
     chosen = columns(table)
     lines = [
-        f"# {_cell(runs[0].get('name', 'Run'))}",
+        f"# {markdown_cell(runs[0].get('name', 'Run'))}",
         "",
-        _cell(headline(runs)),
+        markdown_cell(headline(runs)),
         "",
-        _line(title for title, _ in chosen),
-        _line("---" if title == "row" else "---:" for title, _ in chosen),
-        *(_line(_cell(text(row)) for _, text in chosen) for row in table),
+        markdown_line(title for title, _ in chosen),
+        markdown_line("---" if title == "row" else "---:" for title, _ in chosen),
+        *(markdown_line(markdown_cell(text(row)) for _, text in chosen) for row in table),
         "",
-        _cell(footnote(runs, table)),
+        markdown_cell(footnote(runs, table)),
     ]
     command = runs[0].get("command")
     if command:
@@ -175,11 +175,12 @@ def write_markdown(runs: Sequence[Run], path: str | Path) -> Path:
     return write_text(path, "\n".join(lines) + "\n")
 
 
-def _line(cells) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """Write one row of a Markdown table from cells that are Markdown already."""
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: Any) -> str:
+def markdown_cell(text: Any) -> str:
     """Keep names that contain Markdown or HTML from becoming either."""
     flat = " ".join(str(text).split())
     for character in "\\`*[]|":

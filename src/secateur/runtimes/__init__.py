@@ -66,7 +66,8 @@ Arrays = np.ndarray | Mapping[str, np.ndarray]
 class Constant:
     """A tensor of weights as it is stored, and the operator (layer) and slot that it feeds.
 
-    `scale` and `zero_point` have one entry, or one for each index of `axis`; None: not coded.
+    `scale` and `zero_point` have one entry, or one for each index of `axis`, or one for each value;
+    None: not coded. `packed`: bits of a value where several share a byte.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Constant:
     axis: int | None
     operator: str
     slot: int
+    packed: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits that a value takes in the file."""
+        return self.packed or 8 * self.values.dtype.itemsize
 
     @property
     def coded(self) -> bool:
@@ -111,6 +118,8 @@ class Constant:
     def _along_axis(self, per_channel: np.ndarray) -> np.ndarray:
         if per_channel.size == 1:
             return per_channel.reshape(())
+        if per_channel.shape == self.values.shape:
+            return per_channel
         shape = [1] * self.values.ndim
         shape[self.axis or 0] = per_channel.size
         return per_channel.reshape(shape)

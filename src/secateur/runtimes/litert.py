@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur import diagnosis
 from secateur.errors import SecateurError
 from secateur.runtimes import (
     Arrays,
@@ -64,7 +65,8 @@ def ranges(blob: bytes, samples: Arrays, batch: int = 32) -> dict[str, tuple[flo
 class LiteRTSession:
     """A loaded `.tflite`; see `secateur.runtimes.Session`.
 
-    `resizable` turns False at the first batch size that the file refuses; its own is used then.
+    `resizable` turns False at the first batch size that the file refuses, when it is allocated or
+    run; its own is used then.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class LiteRTSession:
         self._blob, self._source = blob, source
         self.threads: int | None = threads
         self._file = TfliteFile.parse(blob, source)
+        diagnosis.require_right(self._file, source, kernels)
         self._interpreter: Any = None
         self._shapes: dict[str, list[int]] = {}
         self._open()
@@ -114,7 +117,13 @@ class LiteRTSession:
                     for name, a in part.items()
                 }
                 count = min(count, fitting)
-            self.invoke_once(part)
+            try:
+                self.invoke_once(part)
+            except SecateurError:
+                if not self.resizable:
+                    raise
+                self._keep_batch()  # some operators notice no sooner
+                continue
             for name, index in self._file.outputs.items():
                 values = self._decoded(index)[:count]
                 whole = results.setdefault(name, np.empty((total, *values.shape[1:]), np.float32))
@@ -143,6 +152,7 @@ class LiteRTSession:
             if t and t.data is None
         }
         found: dict[str, tuple[float, float]] = {}
+        batch = self._largest_batch(inputs, batch)
         for start in range(0, len(next(iter(inputs.values()))), batch):
             part = {name: array[start : start + batch] for name, array in inputs.items()}
             self.invoke_once(part)
@@ -214,9 +224,21 @@ class LiteRTSession:
                 self._resize(part)
                 return wanted
             except SecateurError:
-                self.resizable = False
-                self._open()  # after a refused allocation the interpreter is of no more use
+                self._keep_batch()
         return self._shapes[self.input_names[0]][0]
+
+    def _keep_batch(self) -> None:
+        self.resizable = False
+        self._open()  # after a refusal the interpreter is of no more use
+
+    def _largest_batch(self, inputs: dict[str, np.ndarray], wanted: int) -> int:
+        """The batch wanted, or the file's: a transposed convolution takes others in XNNPACK only."""
+        try:
+            self.invoke_once({name: array[:wanted] for name, array in inputs.items()})
+        except SecateurError:
+            self._keep_batch()
+            return self._shapes[self.input_names[0]][0]
+        return wanted
 
     def _resize(self, inputs: dict[str, np.ndarray]) -> None:
         shapes = {name: list(array.shape) for name, array in inputs.items()}
@@ -239,7 +261,8 @@ class LiteRTSession:
         return decoded(self._interpreter.get_tensor(index), *self._details[index]["quantization"])
 
     def _refused(self, error: Exception) -> SecateurError:
-        return SecateurError(
+        known = diagnosis.refusal(self._file, self._source, self._kernels, one_line(error))
+        return known or SecateurError(
             f"{self._source} does not run in LiteRT ({one_line(error)}), expected a file that takes "
             "every batch size; fix: convert the model again"
         )

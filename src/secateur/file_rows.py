@@ -1,0 +1,45 @@
+"""A finished file as a row of a table: what is reported of it, and apart from that what may choose.
+
+The test part is in the row itself. `validation` is the same file in the same runtime on the
+validation part: whoever chooses among files reads that alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from secateur.artifact import Artifact
+from secateur.datasets import Data, fit_to
+from secateur.measurement import measure, score
+from secateur.runtimes import own_runtime
+
+BATCH = 256
+
+
+def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[str, Any]:
+    """Measure a file; the row is named `<stage>-<format>`."""
+    measured = measure(artifact.path, data, latency=latency, batch=BATCH).to_record()
+    return {
+        **measured,
+        "path": artifact.path.name,
+        "format": artifact.format,
+        "row": f"{artifact.stage}-{artifact.format}",
+        "stage": artifact.stage,
+        "parity": dict(artifact.parity),
+        "validation": validated(artifact.path, data),
+    }
+
+
+def validated(path: Path, data: Data) -> dict[str, Any] | None:
+    """How well a file answers on the validation part, in its own runtime; None without labels."""
+    if data.validation is None or data.validation.y is None:
+        return None
+    runtime = own_runtime(path)
+    runtime.prepare()
+    session = runtime.load(path, 1)
+    split = fit_to(data, session.input_shape, session.output_shape).validation
+    if split is None or split.y is None:
+        return None
+    outputs: Any = session.predict(split.x, batch=BATCH)
+    return {"n": len(split), **score(outputs, split.y)}

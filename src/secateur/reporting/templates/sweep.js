@@ -1,0 +1,38 @@
+// Figures of a sweep: choose axis and sparsity, hide curves, read values under the pointer.
+for (const part of document.querySelectorAll(".figures")) {
+  const chosen = name => part.querySelector(`input[data-choice="${name}"]:checked`)?.value;
+  const show = () => {
+    for (const box of part.querySelectorAll(".plot")) {
+      box.hidden = box.dataset.axis !== chosen("axis") || box.dataset.sparsity !== chosen("sparsity");
+    }
+    for (const box of part.querySelectorAll("input[data-curve]")) {
+      for (const drawn of part.querySelectorAll(`.plot .curve-${box.dataset.curve}`)) {
+        drawn.style.display = box.checked ? "" : "none";
+      }
+    }
+  };
+  for (const control of part.querySelectorAll(".controls, .curves")) control.hidden = false;
+  part.addEventListener("change", show);
+  show();
+  for (const plot of part.querySelectorAll(".plot")) {
+    const svg = plot.querySelector("svg"), out = plot.querySelector(".readout");
+    const marks = [...svg.querySelectorAll(".mark")];
+    const guide = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    guide.setAttribute("class", "guide");
+    guide.setAttribute("y1", 12);
+    guide.setAttribute("y2", 180);
+    svg.addEventListener("pointermove", event => {
+      const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+      const seen = marks.filter(mark => mark.style.display !== "none");
+      if (!seen.length) return;
+      const at = mark => Number(mark.getAttribute("cx"));
+      const nearest = at(seen.reduce((best, mark) => Math.abs(at(mark) - x) < Math.abs(at(best) - x) ? mark : best));
+      svg.append(guide);
+      guide.setAttribute("x1", nearest);
+      guide.setAttribute("x2", nearest);
+      const texts = seen.filter(mark => Math.abs(at(mark) - nearest) < 0.6)
+        .map(mark => mark.querySelector("title").textContent.split(" at sparsity, "));
+      out.textContent = `${texts[0][1]}: ${texts.map(text => text[0]).join("; ")}`;
+    });
+  }
+}
