@@ -22,6 +22,7 @@ from results_parts import (
 from secateur.reporting.formats import DASH, percent, points, whole
 
 SEEDS = (0, 1, 2)
+IMAGE_BYTES = 28 * 28 * 4
 MAKE = {
     "format-matrix": "python benchmarks/format_matrix.py",
     "vgg16-conversion": "python benchmarks/vgg16_conversion.py --peer PEER_VENV/bin/python",
@@ -374,9 +375,11 @@ def _loop_words(rows: Sequence[Record], loops: Record, counts: Sequence[str]) ->
         faster = "less" if ratio < 1 else "more"
         yield f"{row['network']}, {row['format']}, {row['side']}: {faster} time than the loop ({ratio:.2f})."
     ours = [row for row in rows if row["side"] == "measure"]
+    first, last = (int(counts[at]) for at in (0, -1))
     grown = max(row["peak_mib"][counts[-1]] - row["peak_mib"][counts[0]] for row in ours)
-    times = int(counts[-1]) // int(counts[0])
-    # 40 B of float32 outputs an image are kept, and a MiB is the noise of the allocator.
-    allowed = 40 * int(counts[-1]) / 2**20 * 2 + 2
-    flat = "is flat" if grown <= allowed else "grows"
-    yield f"The peak memory of `measure` {flat}: {grown:+.1f} MiB at most for {times} times the images."
+    each = max(0.0, grown * 2**20 / (last - first))
+    flat = "is flat" if each < IMAGE_BYTES / 10 else "grows"
+    yield (
+        f"The peak memory of `measure` {flat}: at most {each:.0f} B more for each further image, which "
+        f"itself takes {whole(IMAGE_BYTES)} B ({whole(first)} to {whole(last)} images)."
+    )

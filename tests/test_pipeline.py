@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from secateur import pipeline, zoo
+from secateur import pipeline, preflight, zoo
 from secateur.arrays.schedules import Schedule
 from secateur.datasets import load
 from secateur.errors import SecateurError
@@ -152,7 +152,7 @@ def test_the_same_seed_repeats_every_weight_and_another_seed_does_not(finished, 
 
 SCRIPT = """
 import sys
-from secateur import pipeline, zoo
+from secateur import pipeline, preflight, zoo
 from secateur.datasets import load
 from tests.test_pipeline import SMALL
 run = pipeline.run("lenet-300-100", SMALL, load("digits"), sys.argv[1], say=lambda t: print(t, flush=True))
@@ -411,7 +411,7 @@ def test_a_missing_package_is_named_before_any_training(
     def find(name):
         return None if name == missing else object()
 
-    monkeypatch.setattr(pipeline, "find_spec", find)
+    monkeypatch.setattr(preflight, "find_spec", find)
     monkeypatch.setattr(pipeline, "train", interrupted)
     with pytest.raises(SecateurError, match=rf"float32, dynamic.*secateur\[{extra}\]"):
         pipeline.run("lenet-300-100", SMALL, digits, tmp_path / "out")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from secateur import cli_files, cli_sensitivity, cli_sweep, cli_targets
+from secateur import cli_files, cli_report, cli_sensitivity, cli_sweep, cli_targets
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -44,6 +44,7 @@ app.command()(cli_sensitivity.sensitivity)
 app.command()(cli_targets.targets)
 app.command()(cli_sweep.sweep)
 app.command()(cli_sweep.choose)
+app.command()(cli_report.report)
 # Typer keeps the base class of its usage errors to itself.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
@@ -131,7 +132,7 @@ def run(
                 command=shlex.join(["secateur", *sys.argv[1:]]),
             )
     page = out / "report.html" if find_spec("jinja2") else None
-    _show(out, html=page)
+    cli_report.show(out, html=page)
     if page is None:
         again = shlex.join(["secateur", "report", str(out), "--html", str(out / "report.html")])
         _out.print(f"no page: pip install 'secateur[report]', then {again}", markup=False)
@@ -172,18 +173,6 @@ def inspect(
             from secateur.runtimes.keras import load_model
         plan = Recipe.load(recipe).plan(load_model(files[0]))
         _out.print(console.plan([change.to_record() for change in plan], recipe))
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Directory of a run, or of several seeds of one.")],
-    html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
-) -> None:
-    """Show a finished run again: table, HTML page, CSV, Markdown, JSON."""
-    _show(folder, html=html, csv=csv, markdown=markdown, as_json=as_json)
 
 
 @app.command()
@@ -250,28 +239,3 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 def _fail(text: str, code: int = 1) -> NoReturn:
     _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
     raise SystemExit(code)
-
-
-def _show(
-    folder: Path,
-    *,
-    html: Path | None = None,
-    csv: Path | None = None,
-    markdown: Path | None = None,
-    as_json: Path | None = None,
-) -> None:
-    from secateur import reporting
-
-    runs = reporting.load_runs(folder)
-    _out.print(reporting.rich_table(runs))
-    _out.print(reporting.headline(runs), highlight=False, markup=False)
-    writers = (
-        (html, reporting.write_html),
-        (csv, reporting.write_csv),
-        (markdown, reporting.write_markdown),
-        (as_json, reporting.write_json),
-    )
-    for path, write in writers:
-        if path is not None:
-            write(runs, path)
-            _out.print(f"wrote {path}", highlight=False, markup=False)

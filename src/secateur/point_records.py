@@ -25,6 +25,18 @@ from secateur.run_folder import machine, plain
 from secateur.subjects import Subject
 
 FORMAT_VERSION = 1
+# What a computed point has and one that could not be computed lacks.
+TAKEN = (
+    "epochs",
+    "history",
+    "norm_removed",
+    "shape",
+    "validation",
+    "test",
+    "file",
+    "latency",
+    "seconds",
+)
 
 
 def new_record(point: Point, identity: str, subject: Subject) -> dict[str, Any]:
@@ -50,6 +62,9 @@ def new_record(point: Point, identity: str, subject: Subject) -> dict[str, Any]:
         "machine": machine(),
         "kind_of": kind_of(point),
         "sparsity": {"asked": asked(point), "realised": None, "layers": {}, "dead": None},
+        **dict.fromkeys(TAKEN),
+        "notes": [],
+        "rows": [],
     }
 
 

@@ -121,6 +121,8 @@ def change_one_number(name: str, record: dict) -> None:
         record["sides"][0]["parameters"]["during"] += 1
     elif name.startswith("targets-"):
         record["parameters"] += 1
+    elif name in ("vgg16-conversion.json", "mlperf-tiny.json"):
+        record["rows"][0]["bytes"] += 100_000
     elif name in ("step-overhead.json", "pattern-overhead.json"):
         record["rows"][0]["ratio"]["median"] += 0.01
     else:
