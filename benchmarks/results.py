@@ -6,7 +6,7 @@
 
 Reads benchmarks/records/*.json and nothing else, so the same records give the same bytes anywhere.
 A record that is missing is said to be missing, with the command that makes it. The sections stand in
-results_lab, results_accuracy, results_speed, results_formats and results_targets.
+results_lab, results_accuracy, results_challenge, results_speed, results_formats and results_targets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from results_accuracy import mnist_sparsity, seedlings
+from results_challenge import challenge
 from results_formats import conversion, loop, matrix, tiny
 from results_lab import collect, first_screen, lab, tuning, with_first_screen
 from results_parts import read
@@ -43,6 +44,7 @@ def page(records: Path) -> str:
         *lab(records, anchors),
         *tuning(read(records, "lab-tuning")),
         *mnist_sparsity(records, anchors),
+        *challenge(records, anchors),
         *seedlings(records, anchors),
         *vgg16(read(records, "vgg16-memory"), anchors),
         *overhead(read(records, "step-overhead"), anchors),

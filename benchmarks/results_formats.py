@@ -356,7 +356,7 @@ def loop(record: Record | None) -> Iterable[str]:
         f"{whole(record['n'])} MNIST images, one thread; medians over {rows[0]['seconds']['runs']} runs, sides "
         "in turn. `loop`: the interpreter, one image after the other, accuracy only. `predict`: the batches of "
         "`measure` alone. `measure`: the whole, which also gzips the file twice, strips it, counts its weights and "
-        "tries it in a process of its own. Peak: above what the process held, images included. "
+        "tries it in a process of its own. Peak: above what the process held before, the images among it. "
         + provenance(record, [record["created"]])
         + f" Load average {min(load):.1f} to {max(load):.1f}."
     )

@@ -152,7 +152,7 @@ def test_the_same_seed_repeats_every_weight_and_another_seed_does_not(finished, 
 
 SCRIPT = """
 import sys
-from secateur import pipeline, preflight, zoo
+from secateur import pipeline, zoo
 from secateur.datasets import load
 from tests.test_pipeline import SMALL
 run = pipeline.run("lenet-300-100", SMALL, load("digits"), sys.argv[1], say=lambda t: print(t, flush=True))

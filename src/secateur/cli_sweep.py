@@ -205,7 +205,7 @@ def _list_points(
 def _show(records: list[dict[str, Any]], folder: Path) -> None:
     from secateur.reporting.sweep_console import rich_tables
 
-    for part in rich_tables(records):
+    for part in rich_tables(records, wide=out.width >= 110):
         out.print(part, highlight=False, markup=False) if isinstance(part, str) else out.print(part)
     page = shlex.join(["secateur", "report", str(folder), "--html", str(folder / "report.html")])
     out.print(f"the report: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -28,8 +28,8 @@ KEYS = {
     "max_drop": "drop",
 }
 TITLES = {
-    "accuracy": "accuracy (validation)",
-    "drop": "points below dense",
+    "accuracy": "accuracy",
+    "drop": "below dense",
     "bytes": "bytes",
     "gzip_bytes": "gzip",
     "latency_us": "latency",
@@ -67,9 +67,11 @@ def front_table(choice: Json) -> Table:
     keys = [key for key in TITLES if any(one.get(key) is not None for one in shown)]
     counts = {len(one["seeds"]) for one in shown}
     over = f", means over {max(counts)} seeds" if max(counts) > 1 else ", one seed"
-    table = Table(box=SIMPLE_HEAD, padding=0, title=f"Pareto front: {TITLES[by]}, accuracy{over}")
+    table = Table(
+        box=SIMPLE_HEAD, padding=0, title=f"Pareto front: {TITLES[by]}, validation accuracy{over}"
+    )
     table.add_column("", width=2)
-    table.add_column("file", min_width=24, overflow="fold")
+    table.add_column("file", min_width=30, overflow="fold")
     for key in keys:
         table.add_column(TITLES[key], justify="right")
     for one in shown:
@@ -85,7 +87,7 @@ def figure(key: str, value: Any) -> str:
     """Write one figure of a candidate in the unit that people read.
 
     >>> figure("bytes", 1234.0), figure("drop", 0.25), figure("latency_us", 1500.0)
-    ('1,234', '0.25', '1.50 ms')
+    ('1,234', '0.25 points', '1.50 ms')
     """
     number = finite(value)
     if number is None:
@@ -94,7 +96,7 @@ def figure(key: str, value: Any) -> str:
         return percent(number)
     if key == "latency_us":
         return duration(number / 1e6)
-    return points(number).removeprefix("+") if key == "drop" else whole(number)
+    return f"{points(number).removeprefix('+')} points" if key == "drop" else whole(number)
 
 
 def _feasible(choice: Json) -> list[str]:
