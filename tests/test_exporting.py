@@ -23,7 +23,7 @@ from secateur.artifact import FORMATS
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.promises import Promise
-from secateur.runtimes import runtime_for
+from secateur.runtimes import litert, runtime_for
 from secateur.verification import compare, verify
 
 layers = keras.layers
@@ -396,3 +396,10 @@ def test_what_a_quantizer_leaves_in_float_is_said(tmp_path):
     words = keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(9, 4, name="e")])
     (artifact,) = export(words, ["dynamic"], tmp_path, stage="s")
     assert artifact.tensors["e/embeddings"]["skipped"] == "left in float by the quantizer"
+
+
+def test_blocks_are_refused_by_the_kernels_that_misread_them(tmp_path):
+    net = wide()
+    (artifact,) = export(net, ["int4"], tmp_path, stage="s", layers={"hidden": "4/32"})
+    with pytest.raises(SecateurError, match=r"answers wrongly: FULLY_CONNECTED .*in blocks.*int4"):
+        litert.load(artifact.path, kernels="reference")

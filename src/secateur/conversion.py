@@ -200,9 +200,6 @@ def random_inputs(model: Any, n: int) -> dict[str, np.ndarray]:
 def _traced(model: Any, batch: int | None, format: str) -> bytes:
     import keras
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
 
     inputs, outputs = signature(model)
     specs = [
@@ -210,41 +207,19 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
         for name, tensor in inputs.items()
     ]
 
-    def flat(*arrays: Any) -> list[Any]:
-        return keras.tree.flatten(model(pack(model, list(arrays)), training=False))
-
-    # Frozen first: from the function itself the converter leaves the variables out of the file.
-    traced = tf.function(flat, input_signature=specs).get_concrete_function()
-    frozen = _without_gradients(convert_variables_to_constants_v2(traced))
-
-    # Freezing drops the names of the outputs; this names them.
     def named(*arrays: Any) -> dict[str, Any]:
-        return dict(zip(outputs, frozen(*arrays), strict=True))
+        found = keras.tree.flatten(model(pack(model, list(arrays)), training=False))
+        return dict(zip(outputs, found, strict=True))
 
     function = tf.function(named, input_signature=specs).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+    # What the converter saves beside the function; variables that are not tracked are left out of
+    # the file. Frozen into the graph instead, each of them is copied over and over (VGG16: 2.9 GB).
+    tracked = tf.Module()
+    tracked.variables_of_the_model = [variable.value for variable in model.variables]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tracked)
     if format == "sparse":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     return bytes(converter.convert())
-
-
-def _without_gradients(frozen: Any) -> Any:
-    """The function without the gradients that operations such as swish bring along.
-
-    A frozen function cannot give them, so the converter would take a way that loses the signature:
-    the outputs would have the names of operations, not those of the model.
-    """
-    from tensorflow.python.eager import wrap_function
-
-    graph = frozen.graph.as_graph_def()
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    marked = [node for node in nodes if "_gradient_op_type" in node.attr]
-    if not marked:
-        return frozen
-    for node in marked:
-        del node.attr["_gradient_op_type"]
-    inputs, outputs = ([t.name for t in side] for side in (frozen.inputs, frozen.outputs))
-    return wrap_function.function_from_graph_def(graph, inputs, outputs)
 
 
 def _cause(error: Exception) -> str:

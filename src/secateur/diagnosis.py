@@ -52,6 +52,12 @@ def _floats_times_encoded(operator: Operator) -> bool:
     return operator.name == "FULLY_CONNECTED" and floats and _encoded(operator, 1)
 
 
+def _in_blocks(operator: Operator) -> bool:
+    """Whether the weights have a scale for each block, stored as a tensor of its own."""
+    tensor = operator.inputs[1] if len(operator.inputs) > 1 else None
+    return tensor is not None and tensor.scales is not None
+
+
 def _undeclared_bias(*names: str, slot: int = 2) -> Callable[[Operator], bool]:
     def holds(operator: Operator) -> bool:
         types = _types(operator)
@@ -104,6 +110,14 @@ DEFECTS = (
         expected="4 bits or more",
         fix="export 'int4' or 'dynamic'",
         wrong=True,
+    ),
+    Defect(
+        holds=lambda operator: operator.name == "FULLY_CONNECTED" and _in_blocks(operator),
+        has="4-bit weights in blocks, of which it reads the scales as those of outputs",
+        expected="scales of outputs",
+        fix="export 'int4' without blocks; the runtime litert (XNNPACK) computes it",
+        wrong=True,
+        kernels=("reference",),
     ),
     Defect(
         holds=lambda operator: operator.name == "WHILE",

@@ -125,6 +125,10 @@ def graph_of(model: Any) -> Graph:
     )
 
 
+# The class that keras.Model(inputs, outputs) makes; Keras exports no name of it.
+_FUNCTIONAL: Any = type(keras.Model(inputs=(_x := keras.Input((1,))), outputs=_x))
+
+
 def accepts_training(layer: Any) -> bool:
     """Whether a layer behaves differently in training."""
     return bool(getattr(layer, "_call_has_training_arg", False))
@@ -132,6 +136,9 @@ def accepts_training(layer: Any) -> bool:
 
 def _function_of(model: Any) -> Any:
     """What holds the nodes: the model itself, or the function inside a Sequential one."""
+    plain = (keras.Model.call, keras.Sequential.call, _FUNCTIONAL.call)
+    if not any(type(model).call is call for call in plain):
+        return None  # code of its own runs, whatever graph it was built with
     found = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
     return found if hasattr(found, "_nodes_by_depth") else None
 

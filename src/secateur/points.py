@@ -318,15 +318,21 @@ def _files(
         return {"rows": [], "file": None, "latency": None}
     split = subject.data.validation or subject.data.train
     calibration = subject.data.calibration
+    # A narrowed network has kernels of other shapes: per-layer widths are of the full one.
+    specification = point.recipe.specification(weight_table(stage.model))
+    formats = point.recipe.export.formats
+    if specification is not None:
+        formats = (*(f for f in formats if f in ("keras", "h5")), specification.format)
     artifacts = export(
         model,
-        point.recipe.export.formats,
+        formats,
         folder,
         stage=stage.name,
         promises=stage.promises if model is stage.model else (),
         data=None if split is None else split.x[:PARITY_INPUTS],
         imports=imports,
         calibration=None if calibration is None else calibration.x,
+        specification=specification if model is stage.model else None,
         **point.recipe.export.settings(),
     )
     rows = [file_row(artifact, subject.data, latency=False) for artifact in artifacts]

@@ -1,0 +1,348 @@
+"""Which values of a model become tensors of an integer file, and so have a range of codes each.
+
+A file computes a convolution, its BatchNorm and its ReLU as one operator: what lies between them
+is no tensor. `points_of` reads from the graph where the tensors are, and which of them share a
+range because their operators demand it; `forward` runs the model with something done at each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import ops
+
+from secateur.graph import Call, Graph, accepts_training, graph_of
+
+# Operators with a kernel. BatchNorm may be folded into it, and ReLU is computed along with it.
+LINEAR = {
+    *("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"),
+    *("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose"),
+}
+FOLDING = {"Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
+SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
+# What gives out some of the values that it takes: their range is that of its input.
+PASSING = {
+    *("MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Flatten"),
+    *("Reshape", "Permute", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "Identity"),
+    *("ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "ActivityRegularization"),
+    *("GaussianNoise", "GaussianDropout", "RepeatVector", "UpSampling1D", "UpSampling2D"),
+    *("Transpose", "Squeeze", "ExpandDims", "GetItem", "Split", "Swapaxes"),
+}
+# What averages: rounded anew, to the codes of its input.
+AVERAGING = {"AveragePooling1D", "AveragePooling2D"}
+# Operators that compute a ReLU along with their own result.
+FUSING = {"Add", "Subtract", "Multiply", "BatchNormalization"}
+JOINING = {"Concatenate"}
+# Activations whose range the runtimes fix.
+FIXED = {
+    "sigmoid": (0.0, 255 / 256),
+    "softmax": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+FUSED = ("relu", "relu6")
+
+Point = Callable[[int, Any, bool], Any]  # (number, value, whether it is the range's own) -> value
+Kernels = Callable[[Call, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """The tensors of a model that have a range: `keys` name them, by number.
+
+    fixed: number -> the range that the runtimes demand. after, before, inside: of each call by
+    path, the number of what comes out, of what goes into its activation, and of what is between
+    the halves of a separable convolution; owned: paths (and inputs) that decide the range of what
+    they give, where it is shared. folded: path of a convolution -> the call of its BatchNorm. entering: value -> number.
+    """
+
+    graph: Graph = field(repr=False)
+    keys: tuple[str, ...]
+    fixed: Mapping[int, tuple[float, float]]
+    after: Mapping[str, int]
+    before: Mapping[str, int]
+    inside: Mapping[str, int]
+    owned: frozenset[str]
+    folded: Mapping[str, Call]
+    entering: Mapping[int, int]
+
+    @property
+    def absorbed(self) -> frozenset[str]:
+        """Paths of the BatchNorms that are computed by what is before them."""
+        return frozenset(call.path for call in self.folded.values())
+
+
+def points_of(model: Any) -> Points:
+    """Read where a model's tensors are; raises `SecateurError` for a model without a graph.
+
+    >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU(name="r")])
+    >>> points_of(net).keys[1:]
+    ('r',)
+    """
+    graph = graph_of(model)
+    consumers = graph.consumers()
+    times: dict[int, int] = {}
+    for call in graph.calls:
+        times[id(call.layer)] = times.get(id(call.layer), 0) + 1
+
+    def alone(number: int) -> Call | None:
+        takers = consumers.get(number, [])
+        return takers[0] if len(takers) == 1 else None
+
+    folded: dict[str, Call] = {}
+    for call in graph.calls:
+        taker = alone(call.outputs[0]) if call.kind in FOLDING else None
+        if taker is not None and _folds(call, taker) and times[id(call.layer)] == 1:
+            if times[id(taker.layer)] == 1:
+                folded[call.path] = taker
+    absorbed = {call.path for call in folded.values()}
+
+    def continued(call: Call) -> bool:
+        """Whether its output is no tensor, since what takes it is computed along with it."""
+        taker = alone(call.outputs[0])
+        if taker is None:
+            return False
+        if call.path in folded:
+            return True
+        fusing = call.kind in LINEAR | FUSING and _activation(call) == "linear"
+        return fusing and _is_relu(taker)
+
+    slots = _Slots()
+    source: dict[int, int] = {}  # value -> number of its range
+    before, inside, after = {}, {}, {}
+    owned: set[str] = set()
+    entering: dict[int, int] = {}
+    for number, name, floating in zip(graph.inputs, graph.names, graph.floating, strict=True):
+        if floating:
+            entering[number] = source[number] = slots.new(f"input:{name}")
+            owned.add(f"input:{name}")
+    for call in graph.calls:
+        if not call.floating:
+            continue
+        out, first = call.outputs[0], call.inputs[0] if call.inputs else -1
+        if call.kind in PASSING or _activation(call) == "linear" and call.kind == "Activation":
+            if first in source:
+                source[out] = source[first]
+            continue
+        if call.kind in AVERAGING and first in source:
+            after[call.path] = source[out] = source[first]
+            continue
+        if call.kind in SEPARABLE:
+            inside[call.path] = slots.new(f"{call.path}/depthwise")
+        activation = _activation(call)
+        if call.kind in LINEAR and activation not in ("linear", *FUSED):
+            before[call.path] = slots.new(f"{call.path}/linear")
+        if continued(call):
+            continue
+        number = slots.new(call.path, FIXED.get(_last_activation(call)))
+        after[call.path] = source[out] = number
+        owned.add(call.path)
+        if call.kind in JOINING:
+            for value in call.inputs:
+                if value in source:
+                    owned -= slots.join(source[value], number)
+    keys, renamed = slots.compact()
+
+    def final(found: Mapping[Any, int]) -> dict[Any, int]:
+        return {key: renamed[slots.root(number)] for key, number in found.items()}
+
+    return Points(
+        graph=graph,
+        keys=keys,
+        fixed={renamed[n]: r for n, r in slots.fixed.items() if slots.root(n) == n},
+        after=final(after),
+        before=final(before),
+        inside=final(inside),
+        owned=frozenset(owned),
+        folded=folded if absorbed else {},
+        entering=final(entering),
+    )
+
+
+def forward(
+    points: Points,
+    inputs: Any,
+    *,
+    at: Point,
+    training: bool | None = None,
+    kernels: Kernels | None = None,
+    frozen: bool = True,
+) -> Any:
+    """The outputs of the model, with `at` applied to each value that has a range.
+
+    kernels: (call, factor) -> a context in which the layer has other kernels; factor: what
+    BatchNorm multiplies each output with, to be taken into the kernel. None: the layers as they
+    are. frozen: BatchNorm keeps its statistics in training, and is computed as the file does.
+    """
+    absorbed = points.absorbed
+
+    def perform(call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
+        layer, path = call.layer, call.path
+        if kernels is not None and path in absorbed:
+            return args[0]
+        norm = isinstance(layer, keras.layers.BatchNormalization)
+        if accepts_training(layer):
+            kwargs = {**kwargs, "training": bool(training) and not (norm and frozen)}
+        number = points.before.get(path)
+        with contextlib.ExitStack() as stack:
+            if number is not None:
+                stack.enter_context(replaced(layer, activation=None))
+            if kernels is not None and path in points.folded:
+                y = _folded(call, args, points, at, kernels, training, frozen)
+            elif path in points.inside:
+                if kernels is not None:
+                    stack.enter_context(kernels(call, None))
+                y = _separable(layer, args[0], points.inside[path], at)
+            else:
+                if kernels is not None:
+                    stack.enter_context(kernels(call, None))
+                y = layer(*args, **kwargs)
+        if number is not None:
+            y = layer.activation(at(number, y, True))
+        if path in points.after:
+            y = at(points.after[path], y, path in points.owned)
+        return y
+
+    def enter(number: int, value: Any) -> Any:
+        found = points.entering.get(number)
+        own = f"input:{points.graph.names[number]}" in points.owned
+        return value if found is None else at(found, value, own)
+
+    return points.graph.run(inputs, perform, enter)
+
+
+@contextlib.contextmanager
+def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Attributes of a layer that are others for a while, past Keras's tracking of them.
+
+    >>> layer = keras.layers.Dense(2, activation="relu")
+    >>> with replaced(layer, activation=None):
+    ...     layer.activation is None
+    True
+    """
+    before = {name: layer.__dict__[name] for name in attributes}
+    layer.__dict__.update(attributes)
+    try:
+        yield
+    finally:
+        layer.__dict__.update(before)
+
+
+def _folded(
+    call: Call,
+    args: tuple,
+    points: Points,
+    at: Point,
+    kernels: Kernels,
+    training: bool | None,
+    frozen: bool,
+) -> Any:
+    """A layer and its BatchNorm: the kernel holds the factor, as in the file.
+
+    While statistics move, they are taken of the layer's own outputs: its kernel with the factor of
+    the moving ones, as the file has it, and that factor taken out again (Krishnamoorthi 2018,
+    arXiv:1806.08342, the simple form).
+    """
+    layer, norm = call.layer, points.folded[call.path].layer
+    deviation = ops.sqrt(ops.convert_to_tensor(norm.moving_variance) + norm.epsilon)
+    gamma = ops.ones_like(deviation) if norm.gamma is None else ops.convert_to_tensor(norm.gamma)
+    factor = gamma / deviation
+    with kernels(call, factor), replaced(layer, use_bias=False):
+        if call.path in points.inside:
+            y = _separable(layer, args[0], points.inside[call.path], at)
+        else:
+            y = layer(*args)
+    shape = [1] * len(y.shape)
+    shape[norm.axis] = -1
+    bias = 0.0 if layer.bias is None else ops.convert_to_tensor(layer.bias)
+    if training and not frozen and norm.trainable:
+        divisor = ops.reshape(ops.where(factor == 0, 1.0, factor), shape)
+        return norm(y / divisor + ops.reshape(bias + ops.zeros_like(factor), shape), training=True)
+    shift = (bias - ops.convert_to_tensor(norm.moving_mean)) * factor
+    if norm.beta is not None:
+        shift = shift + ops.convert_to_tensor(norm.beta)
+    return y + ops.reshape(shift, shape)
+
+
+def _separable(layer: Any, x: Any, number: int, at: Point) -> Any:
+    """A separable convolution as the two that a file has, with the value between them."""
+    settings = {"data_format": layer.data_format, "dilation_rate": layer.dilation_rate}
+    y = ops.depthwise_conv(
+        x, layer.depthwise_kernel, strides=layer.strides, padding=layer.padding, **settings
+    )
+    y = at(number, y, True)
+    y = ops.conv(y, layer.pointwise_kernel, strides=1, padding="valid", **settings)
+    if layer.use_bias:
+        y = y + ops.reshape(layer.bias, (1,) * (len(y.shape) - 1) + (-1,))
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _folds(call: Call, taker: Call) -> bool:
+    """Whether a BatchNorm can be folded into what is before it."""
+    if taker.kind != "BatchNormalization" or _activation(call) != "linear":
+        return False
+    rank = len(taker._node.outputs[0].shape)
+    first = getattr(call.layer, "data_format", None) == "channels_first"
+    return taker.layer.axis % rank == (1 if first else rank - 1)
+
+
+def _activation(call: Call) -> str:
+    """The name of a layer's activation; "linear" where it has none."""
+    found = getattr(call.layer, "activation", None)
+    return "linear" if found is None else getattr(found, "__name__", type(found).__name__)
+
+
+def _last_activation(call: Call) -> str:
+    """The name of the activation that the outputs leave through, of layers and of operations."""
+    if call.kind in ("Softmax", "Sigmoid", "Tanh"):
+        return call.kind.lower()
+    return _activation(call)
+
+
+def _is_relu(call: Call) -> bool:
+    """Whether it is computed along with what is before it."""
+    if call.kind == "ReLU":
+        layer = call.layer
+        plain = not layer.negative_slope and not layer.threshold
+        return plain and layer.max_value in (None, 6, 6.0)
+    return call.kind in ("Relu", "Relu6") or (
+        call.kind == "Activation" and _activation(call) in FUSED
+    )
+
+
+class _Slots:
+    """Ranges while they are being handed out: some turn out to be one."""
+
+    def __init__(self) -> None:
+        self._keys: list[str] = []
+        self._parent: list[int] = []
+        self.fixed: dict[int, tuple[float, float]] = {}
+
+    def new(self, key: str, fixed: tuple[float, float] | None = None) -> int:
+        self._keys.append(key)
+        self._parent.append(len(self._parent))
+        if fixed is not None:
+            self.fixed[len(self._keys) - 1] = fixed
+        return len(self._keys) - 1
+
+    def root(self, number: int) -> int:
+        while self._parent[number] != number:
+            number = self._parent[number]
+        return number
+
+    def join(self, number: int, into: int) -> set[str]:
+        """Give an input of a concatenation the range of its result, unless the runtime fixes it.
+
+        Returns the key that decides no range any more.
+        """
+        if self.root(number) in self.fixed:
+            return set()
+        self._parent[self.root(number)] = self.root(into)
+        return {self._keys[number]}
+
+    def compact(self) -> tuple[tuple[str, ...], dict[int, int]]:
+        roots = [n for n in range(len(self._keys)) if self.root(n) == n]
+        return tuple(self._keys[n] for n in roots), {n: i for i, n in enumerate(roots)}
