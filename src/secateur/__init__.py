@@ -16,6 +16,7 @@ _HOMES = {
     "Schedule": "secateur.arrays.schedules",
     "Rewind": "secateur.arrays.schedules",
     "Prune": "secateur.methods.prune",
+    "PruneUnits": "secateur.methods.units",
     "RigL": "secateur.methods.rigl",
     "KeepZeros": "secateur.methods.keep_zeros",
     "FineTune": "secateur.methods.fine_tune",
@@ -36,6 +37,11 @@ _HOMES = {
     "targets": "secateur.payoff",
     "run": "secateur.pipeline",
     "Run": "secateur.pipeline",
+    "Grid": "secateur.grids",
+    "sweep": "secateur.sweeps",
+    "Sweep": "secateur.sweeps",
+    "choose": "secateur.choosing",
+    "Choice": "secateur.choosing",
     "SecateurError": "secateur.errors",
 }
 _RENAMED = {"load_data": "load"}
@@ -51,6 +57,7 @@ __all__ = [  # noqa: RUF022
     "Schedule",
     "Rewind",
     "Prune",
+    "PruneUnits",
     "RigL",
     "KeepZeros",
     "FineTune",
@@ -71,17 +78,24 @@ __all__ = [  # noqa: RUF022
     "targets",
     "run",
     "Run",
+    "Grid",
+    "sweep",
+    "Sweep",
+    "choose",
+    "Choice",
     "SecateurError",
 ]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from secateur.arrays.schedules import Rewind, Schedule
+    from secateur.choosing import Choice, choose
     from secateur.compression import compress, copy_model
     from secateur.datasets import Data
     from secateur.datasets import load as load_data
     from secateur.errors import SecateurError
     from secateur.exporting import export
+    from secateur.grids import Grid
     from secateur.inspection import inspect
     from secateur.measurement import measure
     from secateur.methods.fine_tune import FineTune
@@ -89,12 +103,14 @@ if TYPE_CHECKING:
     from secateur.methods.prune import Prune
     from secateur.methods.quantize import Quantize
     from secateur.methods.rigl import RigL
+    from secateur.methods.units import PruneUnits
     from secateur.payoff import targets
     from secateur.pipeline import Run, run
     from secateur.project import TrainingLoop
     from secateur.promises import Promise
     from secateur.recipe import Export, Recipe, Step
     from secateur.sensitivity import pruning_sensitivity, quantization_sensitivity
+    from secateur.sweeps import Sweep, sweep
     from secateur.training import Train, reestimate_batchnorm
     from secateur.weights import Select, weight_table
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from secateur.errors import SecateurError, nearest
 from secateur.measurement import measure
-from secateur.reporting.records import check_runs, load_runs
+from secateur.reporting.records import load_runs
 from secateur.reporting.sweep_series import load_points
 
 # A file of these answers as the network in memory does, which export checks.
@@ -88,16 +88,16 @@ def candidates(runs: Any, formats: Sequence[str] = (), *, arena: bool = False) -
     for name in formats:
         if name not in known:
             raise SecateurError(f"no file of format {name!r}; {nearest(name, known)}")
-    groups: dict[tuple[str, str], list[File]] = {}
+    groups: dict[tuple[str, str], dict[int, File]] = {}
     for name, seed, row, folder, figures in entries:
         if formats and row["format"] not in formats:
             continue
         file = _file(seed, row, folder, figures)
         if arena and file.arena_bytes is None:
             file = replace(file, arena_bytes=_arena(file.path))
-        groups.setdefault((name, row["format"]), []).append(file)
+        groups.setdefault((name, row["format"]), {})[seed] = file
     return [
-        Candidate(name=name, format=kind, files=tuple(sorted(files, key=lambda f: f.seed)))
+        Candidate(name=name, format=kind, files=tuple(files[s] for s in sorted(files)))
         for (name, kind), files in groups.items()
     ]
 
@@ -139,18 +139,23 @@ def _records(runs: Any) -> tuple[list[Record], Path | None]:
 
 def _folders(records: Sequence[Record], root: Path | None) -> list[Path | None]:
     """The folder of each Run: the one that was named, or the one in it with the same seed."""
-    if len({record.get("seed") for record in records}) < len(records):
-        check_runs([dict(record) for record in records])
+    seeds = [record["seed"] for record in records]
+    if len(set(seeds)) < len(seeds):
+        raise SecateurError(
+            f"Runs of seeds {seeds} received, expected each seed once; fix: choose from one recipe's"
+        )
     if root is None or (root / "run.json").exists():
         return [root for _ in records]
-    seeds = {}
+    found = {}
     for file in root.glob("*/run.json"):
-        seeds[json.loads(file.read_text(encoding="utf-8")).get("seed")] = file.parent
-    return [seeds.get(record["seed"]) for record in records]
+        found[json.loads(file.read_text(encoding="utf-8")).get("seed")] = file.parent
+    return [found.get(seed) for seed in seeds]
 
 
 def _of_points(records: Sequence[Record], root: Path | None) -> Iterator[Entry]:
     done = [record for record in records if record.get("status") == "done"]
+    # A store may hold a point twice, of this version of a package and of an older: the last counts.
+    done.sort(key=lambda record: record.get("created") or "")
     several = len({_subject(record) for record in done}) > 1
     dense = {
         (_subject(record), record["seed"]): record.get("validation")

@@ -67,7 +67,7 @@ def show(folder: Path, *, header: list[str] | None = None, **paths: Path | None)
     """Print a folder's table and headline, and write what is asked for: {form: path or None}."""
     from secateur import reporting
 
-    if (folder / "sweep.json").exists():
+    if (folder / "sweep.json").exists() or (folder / "points").is_dir():
         from secateur.reporting.sweep_console import rich_tables
         from secateur.reporting.sweep_page import write_sweep_html
         from secateur.reporting.sweep_series import load_points

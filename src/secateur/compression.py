@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from secateur.arrays.schedules import Rewind
 from secateur.capture import batches_of
+from secateur.copying import copy_model
 from secateur.datasets import Data, fit_to, load
 from secateur.errors import SecateurError
 from secateur.methods.keep_zeros import KeepZeros
@@ -25,7 +25,6 @@ from secateur.training import (
     Train,
     compiled_loss,
     infer_loss,
-    random_states,
     reestimate_batchnorm,
     train,
 )
@@ -44,6 +43,7 @@ class Stage:
     history: History | None = None
     curve: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     early: Snapshot | None = field(default=None, repr=False)
 
 
@@ -117,7 +117,7 @@ def compress(
         stages=tuple(stages),
         plan=plan,
         recipe=recipe,
-        specification=recipe.specification(weight_table(current)),
+        specification=specified(recipe, stages),
     )
 
 
@@ -157,14 +157,15 @@ def run_step(
             start = None if before is None else before.early
             masks, history, curve = _rounds(method, work, recipe.seed, zeros, start, samples)
             notes: tuple[str, ...] = ()
+            callback = None
         else:
-            callback = method.callback(seed=recipe.seed, zeros=zeros, data=samples)
+            callback = _callback(method, recipe, number, model, zeros, samples)
             history = work([callback], early)
             masks, curve, notes = {}, (), ()
             if callback is not None:
                 masks, curve, notes = callback.masks, tuple(callback.curve), tuple(callback.notes)
     else:
-        history, early, curve, notes = None, None, (), ()
+        history, early, curve, notes, callback = None, None, (), (), None
         masks = method.apply(
             model,
             seed=recipe.seed,
@@ -176,7 +177,8 @@ def run_step(
         promises = promised_zeros(masks, weight_table(model), promises)
     if "bits" in method.makes:
         promises = _with_bits(promises, recipe, number, model)
-    if getattr(method, "trains", True):
+    ranges = getattr(callback, "ranges", None)
+    if getattr(method, "trains", True) and ranges is None:
         settle_batchnorm(model, recipe, settings, data)
     check_promises(model, promises)
     return Stage(
@@ -187,8 +189,32 @@ def run_step(
         history=history,
         curve=curve,
         notes=notes,
+        ranges=ranges or (before.ranges if before is not None else {}),
         early=early,
     )
+
+
+def specified(recipe: Recipe, stages: Sequence[Stage]) -> Specification | None:
+    """What export shall do with the last stage: widths of the quantize steps, ranges of a training."""
+    if not stages:
+        return None
+    found = recipe.specification(weight_table(stages[-1].model))
+    return None if found is None else dataclasses.replace(found, ranges=stages[-1].ranges)
+
+
+def _callback(
+    method: Any,
+    recipe: Recipe,
+    number: int,
+    model: Any,
+    zeros: Mapping[str, np.ndarray],
+    samples: Any,
+) -> Any:
+    """A step's callback; a quantization-aware one trains through the widths of all steps so far."""
+    settings: dict[str, Any] = {"seed": recipe.seed, "zeros": zeros, "data": samples}
+    if getattr(method, "aware", False):
+        settings["specification"] = recipe.specification(weight_table(model), number + 1)
+    return method.callback(**settings)
 
 
 def _with_bits(
@@ -346,27 +372,6 @@ def train_control(
     return Stage(name="control", method="control", model=model, history=history)
 
 
-def copy_model(model: Any) -> Any:
-    """An uncompiled copy with the same names and weights; refuses what cannot be cloned."""
-    layers = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
-    custom = {n: c for n, c in layers.items() if not c.__module__.startswith("keras.")}
-    try:
-        with keras.saving.custom_object_scope(custom):
-            copy = type(model).from_config(model.get_config())
-        if not copy.built:
-            copy.build_from_config(model.get_build_config())
-            copy.built = True  # a subclassed model was traced, which Keras does not count
-        copy.set_weights(model.get_weights())
-        for mine, theirs in zip(random_states(copy), random_states(model), strict=False):
-            mine.assign(theirs)  # Dropout's: not among the weights, and drawn anew by from_config
-    except Exception as error:
-        raise SecateurError(
-            f"model {model.name!r} ({type(model).__name__}) cannot be copied from its config "
-            f"({_first_line(error)}); pass inplace=True to compress the model itself"
-        ) from error
-    return copy
-
-
 def check_promises(model: Any, promises: Sequence[Promise]) -> None:
     """Check every promise on the live weights; raises SecateurError naming the broken ones."""
     table = weight_table(model)
@@ -386,7 +391,3 @@ def _joined(histories: Sequence[History]) -> History:
         steps=sum(h.steps for h in histories),
         seconds=sum(h.seconds for h in histories),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

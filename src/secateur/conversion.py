@@ -23,6 +23,7 @@ from secateur import quantization
 from secateur.apart import Cost, Limits, run_apart
 from secateur.errors import SecateurError
 from secateur.locating import placed
+from secateur.matching import tensor_ranges
 from secateur.quantization import QUANTIZATIONS, quantize
 from secateur.runtimes import litert, one_line, quiet
 from secateur.runtimes.keras import load_model, pack, save_model, signature
@@ -43,6 +44,7 @@ def to_litert(
     calibration: Any = None,
     io: str = "int",
     widths: Mapping[str, Width] | None = None,
+    trained: Mapping[str, tuple[float, float]] | None = None,
     limits: Limits | None = None,
     spent: Callable[[Cost], None] | None = None,
 ) -> dict[str, bytes]:
@@ -56,6 +58,8 @@ def to_litert(
         io: "int" or "float", what the last two take in and give out.
         calibration: inputs (n, ...) or {name: inputs}, from which the last two take their ranges.
         widths: path of a kernel -> its width in the quantized formats, where that is another.
+        trained: ranges that a quantization-aware training left, for the last two; calibration data
+            give those of the tensors that it knows nothing of.
         limits: of the clean process, if it takes one; None: those of the environment.
         spent: told what the clean process took.
 
@@ -90,6 +94,8 @@ def to_litert(
     made = _converted(model, wanted, imports, limits, spent)
     constants = litert.load(made["float32"]).constants() if widths and quantized else []
     ranges = litert.ranges(made["float32"], calibration) if calibrated else None
+    if ranges is not None and trained:
+        ranges = tensor_ranges(made["float32"], model, trained, calibration, ranges)
     for format in quantized:
         how = dataclasses.replace(QUANTIZATIONS[format], io=io)
         own = {

@@ -6,7 +6,7 @@ with the model on data, searched for each weight, and its promises are checked o
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.promises import Promise
 from secateur.quantization import MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
 from secateur.runtimes.keras import save_model, signature
+from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
 from secateur.weights import weight_table
@@ -75,8 +76,9 @@ def export(
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
     _require_finite(model)
     widths = _chosen(layers, formats, model)
+    trained: Mapping[str, tuple[float, float]] = {}
     if specification is not None and not layers:
-        widths = dict(specification.widths)
+        widths, trained = dict(specification.widths), specification.ranges
     if layers:
         promises = (*promises, *promised(widths, weight_table(model)))
     notes_of_all: list[str] = []
@@ -90,6 +92,7 @@ def export(
             calibration=calibration,
             io=io,
             widths=widths,
+            trained=trained,
             spent=lambda cost: notes_of_all.append(_told(cost)),
         )
     onnx = [format for format in formats if FORMATS[format] == ".onnx"]
@@ -109,7 +112,8 @@ def export(
             else:
                 save_model(model, temporary)
             try:
-                found = verify(temporary, format, model, promises, data)
+                with _reference(model, format, widths, trained):
+                    found = verify(temporary, format, model, promises, data)
             except SecateurError as error:
                 told = str(error).replace(str(temporary), str(path))
                 raise SecateurError(told) from error
@@ -137,6 +141,19 @@ def export(
         )
         for path, (format, found, notes) in written.items()
     ]
+
+
+def _reference(
+    model: Any,
+    format: str,
+    widths: Mapping[str, Width],
+    trained: Mapping[str, tuple[float, float]],
+) -> Any:
+    """What a file is compared with: the model as it was trained, through the grids of such a file."""
+    bits = QUANTIZATIONS[format].activations if format in QUANTIZATIONS else None
+    if not trained or bits is None:
+        return nullcontext()
+    return as_in_file(model, widths, trained, bits)
 
 
 def _stripped(blob: bytes, model: Any) -> bytes:

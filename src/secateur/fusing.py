@@ -115,15 +115,15 @@ def points_of(model: Any) -> Points:
     before, inside, after = {}, {}, {}
     owned: set[str] = set()
     entering: dict[int, int] = {}
-    for number, name, floating in zip(graph.inputs, graph.names, graph.floating, strict=True):
-        if floating:
-            entering[number] = source[number] = slots.new(f"input:{name}")
-            owned.add(f"input:{name}")
+    for number, floating in zip(graph.inputs, graph.floating, strict=True):
+        if floating:  # Keras numbers the names of inputs through the process: counted here
+            entering[number] = source[number] = slots.new(f"input:{number}")
+            owned.add(f"input:{number}")
     for call in graph.calls:
         if not call.floating:
             continue
         out, first = call.outputs[0], call.inputs[0] if call.inputs else -1
-        if call.kind in PASSING or _activation(call) == "linear" and call.kind == "Activation":
+        if call.kind in PASSING or (_activation(call) == "linear" and call.kind == "Activation"):
             if first in source:
                 source[out] = source[first]
             continue
@@ -208,7 +208,7 @@ def forward(
 
     def enter(number: int, value: Any) -> Any:
         found = points.entering.get(number)
-        own = f"input:{points.graph.names[number]}" in points.owned
+        own = f"input:{number}" in points.owned
         return value if found is None else at(found, value, own)
 
     return points.graph.run(inputs, perform, enter)

@@ -60,7 +60,6 @@ class Graph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     calls: tuple[Call, ...]
-    names: tuple[str, ...]  # of the inputs
     floating: tuple[bool, ...]  # whether an input takes floats
     _function: Any = field(repr=False)
 
@@ -119,7 +118,6 @@ def graph_of(model: Any) -> Graph:
         inputs=inputs,
         outputs=tuple(outputs),
         calls=tuple(calls),
-        names=tuple(t.name for t in function.inputs),
         floating=tuple("float" in str(t.dtype) for t in function.inputs),
         _function=function,
     )

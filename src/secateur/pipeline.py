@@ -27,6 +27,7 @@ from secateur.compression import (
     require_early_points,
     run_step,
     snapshot_for,
+    specified,
     train_control,
 )
 from secateur.datasets import Data
@@ -39,7 +40,6 @@ from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model
 from secateur.training import Progress, compiled_loss, train
-from secateur.weights import weight_table
 from secateur.widths import Specification
 
 FORMAT_VERSION = 1
@@ -280,7 +280,7 @@ class _Work:
 
         Keras's own come with it: they hold the float model that the codes were made of.
         """
-        found = self.recipe.specification(weight_table(stage.model))
+        found = specified(self.recipe, [stage])
         formats = self.recipe.export.formats
         if found is not None:
             formats = (*(f for f in formats if f in ("keras", "h5")), found.format)

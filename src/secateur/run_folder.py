@@ -122,6 +122,7 @@ class RunFolder:
             history=history,
             curve=tuple((s, v) for s, v in record["sparsity_curve"]),
             notes=tuple(record["notes"]),
+            ranges={key: (low, high) for key, (low, high) in record.get("ranges", {}).items()},
             early=early,
         )
 
@@ -287,6 +288,7 @@ def _stage_record(stage: Stage) -> dict[str, Any]:
         "weights": weight_records(weight_table(stage.model)),
         "promises": [{k: v for k, v in p.items() if k != "positions"} for p in promises],
         "notes": list(stage.notes),
+        "ranges": {key: list(bounds) for key, bounds in stage.ranges.items()},
     }
 
 

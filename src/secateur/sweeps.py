@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from secateur import clusters, datasets, points
 from secateur.artifact import versions, write_atomically
@@ -25,6 +28,8 @@ from secateur.grids import Grid, Point
 from secateur.outlook import Outlook
 from secateur.point_records import fingerprint_of, unfinished
 from secateur.points import Dense
+from secateur.reporting.sweep_console import rich_tables
+from secateur.reporting.sweep_page import write_sweep_html
 from secateur.runtimes.keras import import_modules, save_model
 from secateur.shape_timing import time_shapes
 from secateur.store import Store
@@ -41,7 +46,10 @@ Say = Callable[[str], None]
 class Sweep:
     """The points of a finished sweep, one record each, in the grid's order.
 
-    In a notebook it shows as a table; `columns` gives one column as a list.
+    In a notebook it shows as a table; `column` gives one column of it as a list.
+
+    >>> Sweep(Path("runs"), [{"curve": "dense", "seed": 0, "status": "done"}]).column("curve")
+    ['dense']
     """
 
     path: Path
@@ -59,6 +67,16 @@ class Sweep:
             known = ", ".join(dict.fromkeys(key for row in rows for key in row))
             raise SecateurError(f"no column {name!r}, expected one of {known}")
         return [row.get(name) for row in rows]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the HTML page (default: report.html in the store) and return its path."""
+        return write_sweep_html(self.records, path or self.path / "report.html")
+
+    def _repr_html_(self) -> str:
+        console = Console(record=True, width=130, file=io.StringIO())
+        for part in rich_tables(self.records):
+            console.print(part)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)
@@ -292,6 +310,8 @@ def _compute(
     except Exception as error:  # a point's own failure, whatever it is, ends that point alone
         if _of_the_store(error):
             raise
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         records = [unfinished(p, identity, subject, error) for p in group.values()]
     for each, record in zip(group.values(), records, strict=True):
         store.write(record)
@@ -340,6 +360,13 @@ def _of_the_store(error: BaseException) -> bool:
     """Whether the disk is at fault, which every other point would meet too."""
     cause = error.__cause__ if isinstance(error, SecateurError) else error
     return isinstance(cause, OSError)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C became this error: TensorFlow's scopes complain of how they were left."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _prefix(point: Point) -> str:

@@ -16,6 +16,7 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.measurement import are_probabilities
 from secateur.project import MASK, release
+from secateur.substitute import restore
 from secateur.weights import weight_table
 
 DECAYS = ("none", "cosine")
@@ -178,6 +179,7 @@ def train(
         )
     finally:
         release(model.optimizer)
+        restore(model)
     seconds = time.perf_counter() - begun
     metrics = {name: [float(v) for v in values] for name, values in history.history.items()}
     if not np.isfinite(metrics.get("loss", [0.0])).all():

@@ -79,19 +79,25 @@ class Width:
 
 @dataclass(frozen=True, kw_only=True)
 class Specification:
-    """What quantize steps leave for `export`: the format, and widths by path where one is set."""
+    """What quantize steps leave for `export`: the format, and widths by path where one is set.
+
+    ranges: of activations, (smallest, largest) by key, where a quantization-aware training found
+    them; else calibration data give them.
+    """
 
     format: str
     widths: Mapping[str, Width] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data.
 
         >>> Specification(format="int4", widths={"d/kernel": Width(bits=8)}).to_record()
-        {'format': 'int4', 'widths': {'d/kernel': {'bits': 8, 'block': None}}}
+        {'format': 'int4', 'widths': {'d/kernel': {'bits': 8, 'block': None}}, 'ranges': {}}
         """
         widths = {path: {"bits": w.bits, "block": w.block} for path, w in self.widths.items()}
-        return {"format": self.format, "widths": widths}
+        ranges = {key: list(bounds) for key, bounds in self.ranges.items()}
+        return {"format": self.format, "widths": widths, "ranges": ranges}
 
 
 def chosen(layers: Mapping[str, Any], table: WeightTable) -> dict[str, Width]:

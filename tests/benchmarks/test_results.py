@@ -115,6 +115,8 @@ def change_one_number(name: str, record: dict) -> None:
         record["overhead"]["rows"]["lab-cnn-32"]["ratio"] = "9.99"
         record["targets"]["help_seconds"] = 9
         record["seedlings"]["source"] = "nowhere"
+    elif name.startswith("challenge-"):
+        record["points"][0]["test"]["loss"] += 0.1
     elif "tuning" in name or "-seed-" in name:
         record["runs"][0]["accuracy"] += 0.01
     elif name == "vgg16-memory.json":
@@ -125,6 +127,8 @@ def change_one_number(name: str, record: dict) -> None:
         record["rows"][0]["bytes"] += 100_000
     elif name in ("step-overhead.json", "pattern-overhead.json"):
         record["rows"][0]["ratio"]["median"] += 0.01
+    elif name == "one-shot-speed.json":
+        record["rows"][0]["ratio_cpu"]["median"] += 0.1
     else:
         record["rows"][0]["seconds"]["median"] += 0.01
 

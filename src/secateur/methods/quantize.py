@@ -1,4 +1,4 @@
-"""Post-training quantization as a step: nothing is trained, a specification is left for export."""
+"""Quantization as a step, after training or aware of it: a specification is left for export."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from secateur.errors import SecateurError, nearest
 from secateur.plan import Change, Plan
 from secateur.quantization import QUANTIZATIONS
+from secateur.substitute_training import SubstitutionCallback
 from secateur.weights import Select, Weight, WeightTable
 from secateur.widths import Specification, Width
 
@@ -28,7 +29,9 @@ class Quantize:
     format: of the file, a name of `secateur.quantization.QUANTIZATIONS`. bits: of a selected
     kernel, if not the format's own. block: weights that share a scale, for 4 bits in Dense layers.
     otherwise: bits of the kernels that neither this step nor an earlier one selects; None: floats.
-    select: frozen weights belong to it too, since nothing is trained.
+    select: frozen weights belong to it too, since no training has to change them.
+    aware: train through the grids of the file, which are then the ones that it has; freeze: the
+    part of that training, in [0, 1], after which BatchNorm keeps its statistics.
 
     Several such steps make one file: a later one decides anew for what it selects.
 
@@ -40,13 +43,14 @@ class Quantize:
     stage: ClassVar[str] = "quantized"
     makes: ClassVar[frozenset[str]] = frozenset({"bits"})
     keeps: ClassVar[frozenset[str]] = frozenset({"zeros", "shape", "bits"})
-    trains: ClassVar[bool] = False
 
     format: str = "int8"
     bits: int | None = None
     block: int | None = None
     otherwise: int | None = None
     select: Select = field(default_factory=Select)
+    aware: bool = False
+    freeze: float = 0.5
 
     def __post_init__(self) -> None:
         if self.format not in QUANTIZATIONS:
@@ -66,6 +70,25 @@ class Quantize:
                     f"block {width.block} received for the format {self.format}, expected int4 or "
                     "dynamic, which compute activations in float; fix: leave the block out"
                 )
+        if self.aware and (self.block is not None or self.width.bits == 16):
+            raise SecateurError(
+                f"{self.width} received with aware = true, expected 4 or 8 bits with a scale for each "
+                "output; fix: leave aware out, or choose the bits"
+            )
+        if not 0 <= self.freeze <= 1:
+            raise SecateurError(
+                f"freeze {self.freeze!r} received, expected a part of the training in [0, 1]; fix: 0.5"
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether a training belongs to it."""
+        return self.aware
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at samples: for the first ranges of activations."""
+        return self.aware
 
     @property
     def width(self) -> Width:
@@ -110,9 +133,19 @@ class Quantize:
         seed: int = 0,
         zeros: Mapping[str, np.ndarray] | None = None,
         data: Any = None,
-    ) -> None:
-        """Nothing is trained."""
-        return None
+        specification: Specification | None = None,
+    ) -> SubstitutionCallback | None:
+        """A callback for your own `model.fit` where `aware`; None where nothing is trained.
+
+        data: (x, y) or a list of such batches, for the first ranges; without it the first step of
+        the training gives them. specification: of all steps so far; None: of this one alone.
+        Afterwards its `specification` is what `export` takes.
+        """
+        if not self.aware:
+            return None
+        return SubstitutionCallback(
+            specification, freeze=self.freeze, zeros=zeros, data=data, specify=self.specify
+        )
 
     def apply(
         self,
@@ -123,7 +156,12 @@ class Quantize:
         data: Any = None,
         loss: Any = None,
     ) -> dict[str, np.ndarray]:
-        """The floats stay as they are: only the file has codes."""
+        """The floats stay as they are: only the file has codes. Refused where training belongs to it."""
+        if self.aware:
+            raise SecateurError(
+                "a quantize step with aware = true received without training, expected data and "
+                "epochs of at least 1; fix: give them, or leave aware out to quantize after training"
+            )
         return {}
 
     def _fitting(self, w: Weight) -> tuple[Width, str | None]:

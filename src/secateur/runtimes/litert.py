@@ -6,6 +6,7 @@ The only loop over an interpreter in the project. What is inside a file is read 
 
 import importlib
 from collections import Counter
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def ranges(blob: bytes, samples: Arrays, batch: int = 32) -> dict[str, tuple[flo
     """Return tensor -> (smallest, largest) of every float tensor that a file computes from samples."""
     session = LiteRTSession(blob, 1, "the float file", preserve=True)
     return session.ranges(samples, batch)
+
+
+def tensors(blob: bytes, samples: Arrays) -> dict[str, np.ndarray]:
+    """Return tensor -> its values, of every float tensor that a file computes from a few samples."""
+    session = LiteRTSession(blob, 1, "the float file", preserve=True)
+    return session.tensors(samples)
 
 
 class LiteRTSession:
@@ -145,25 +152,35 @@ class LiteRTSession:
     def ranges(self, samples: Arrays, batch: int) -> dict[str, tuple[float, float]]:
         """Smallest and largest value of each computed float tensor, kept by `preserve`."""
         inputs = by_name(samples, self._samples)
-        computed = {
-            t.name
-            for o in self._file.operators
-            for t in (*o.inputs, *o.outputs)
-            if t and t.data is None
-        }
         found: dict[str, tuple[float, float]] = {}
         batch = self._largest_batch(inputs, batch)
         for start in range(0, len(next(iter(inputs.values()))), batch):
             part = {name: array[start : start + batch] for name, array in inputs.items()}
-            self.invoke_once(part)
-            for detail in self._interpreter.get_tensor_details():
-                name = detail["name"]
-                if name not in computed or detail["dtype"] != np.float32:
-                    continue
-                values = self._interpreter.get_tensor(detail["index"])
+            for name, values in self._computed(part):
                 low, high = found.get(name, (np.inf, -np.inf))
                 found[name] = min(low, float(values.min())), max(high, float(values.max()))
         return found
+
+    def tensors(self, samples: Arrays) -> dict[str, np.ndarray]:
+        """Values (n, ...) of each computed float tensor, kept by `preserve`."""
+        inputs = by_name(samples, self._samples)
+        count = len(next(iter(inputs.values())))
+        batch = self._largest_batch(inputs, count)
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, count, batch):
+            part = {name: array[start : start + batch] for name, array in inputs.items()}
+            for name, values in self._computed(part):
+                parts.setdefault(name, []).append(values.copy())
+        return {name: np.concatenate(found) for name, found in parts.items()}
+
+    def _computed(self, part: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """Run, then each float tensor that was computed."""
+        operators = self._file.operators
+        names = {t.name for o in operators for t in (*o.inputs, *o.outputs) if t and t.data is None}
+        self.invoke_once(part)
+        for detail in self._interpreter.get_tensor_details():
+            if detail["name"] in names and detail["dtype"] == np.float32:
+                yield detail["name"], self._interpreter.get_tensor(detail["index"])
 
     @property
     def output_steps(self) -> dict[str, float]:

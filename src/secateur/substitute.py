@@ -1,0 +1,301 @@
+"""What the forward pass sees instead of a model's own weights and activations.
+
+A `Substitution` replaces how one model *instance* is called, for as long as it is attached: its
+kernels and values pass through the grids of an integer file. Layers, names, weights, and the file
+that the model is saved in stay what they were. docs/decisions/007 says what else was tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from secateur.capture import without_gradients
+from secateur.errors import SecateurError
+from secateur.fake_quantization import quantized_kernel, quantized_values, widened
+from secateur.fusing import Points, forward, points_of, replaced
+from secateur.graph import Call
+from secateur.passes import Forward
+from secateur.weights import Weight, WeightTable, weight_table
+from secateur.widths import Width
+
+RANGES = "secateur_ranges"  # the name of the variable that holds them
+Ranges = dict[str, tuple[float, float]]
+_HOOKS = ("call", "save_own_variables", "load_own_variables", "_secateur_restore")
+
+
+class Substitution:
+    """Kernels and activations of one model as a file of integers would have them.
+
+    widths: path of a kernel -> its width; others stay floats. activations: bits, or None for
+    floats. ranges: by key, as an earlier training left them; None: they start from data.
+    momentum: of the moving average of ranges, which has no bias towards its start: the first
+    observations count alike.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        widths: Mapping[str, Width],
+        *,
+        activations: int | None = 8,
+        ranges: Mapping[str, Sequence[float]] | None = None,
+        momentum: float = 0.99,
+    ):
+        self.model = model
+        self.points = points_of(model)
+        self.frozen = False
+        self._bits, self._momentum = activations, momentum
+        self._kernels = _slots(self.points, weight_table(model), widths)
+        count = len(self.points.keys)
+        # One row for each range; the last row counts the observations.
+        start = np.zeros((count + 1, 2), np.float32)
+        for number, key in enumerate(self.points.keys):
+            if ranges and key in ranges:
+                start[number] = ranges[key]
+                start[-1] = 1 / (1 - momentum)  # settled: what follows moves it slowly
+        self._state = keras.Variable(start, trainable=False, name=RANGES)
+        self._seen: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether a BatchNorm takes part, whose statistics can be frozen."""
+        return any(call.kind == "BatchNormalization" for call in self.points.graph.calls)
+
+    @property
+    def observed(self) -> bool:
+        """Whether any range has been taken from data."""
+        return float(ops.convert_to_numpy(self._state.value)[-1, 0]) > 0
+
+    def attach(self) -> None:
+        """Have the model called through the grids; functions traced before do not know of it."""
+        restore(self.model)
+        model, state = self.model, self._state
+        model._tracker.unlock()
+        model._track_variable(state)
+        model._tracker.lock()
+        model.__dict__["call"] = self._call
+        for name in ("save_own_variables", "load_own_variables"):
+            model.__dict__[name] = functools.partial(_without_state, model, state, name)
+        model.__dict__["_secateur_restore"] = self._restore
+        _forget_functions(model)
+
+    def start_from(self, batches: Sequence[Any]) -> None:
+        """Take the first ranges: the mean over batches of the smallest and largest value."""
+        if self._bits is None or not batches or not self.points.keys:
+            return
+        found = _observed(self.points, batches)
+        if not np.isfinite(found).all():
+            number = int(np.argwhere(~np.isfinite(found))[0][1])
+            raise SecateurError(
+                f"activations of {self.points.keys[number]} that are NaN or infinite received, "
+                "expected finite numbers; fix: look for NaN in the data, or load a sound model"
+            )
+        start = np.concatenate([found.mean(0), np.full((1, 2), len(found))])
+        self._state.assign(start.astype(np.float32))
+
+    def ranges(self) -> Ranges:
+        """Key of each tensor -> (smallest, largest), as they are now; empty where values are floats."""
+        if self._bits is None:
+            return {}
+        found = ops.convert_to_numpy(self._state.value)
+        return {
+            key: self.points.fixed.get(number, (float(found[number, 0]), float(found[number, 1])))
+            for number, key in enumerate(self.points.keys)
+        }
+
+    def constant(self) -> list[str]:
+        """Keys of ranges without extent: values that never were anything but 0."""
+        return [key for key, (low, high) in self.ranges().items() if high - low < 1e-5]
+
+    def _call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        rows = ops.unstack(ops.convert_to_tensor(self._state), len(self.points.keys) + 1)
+        old = [ops.unstack(row, 2) for row in rows]
+        count = old[-1][0]
+        rate = ops.maximum(1 - self._momentum, 1 / (count + 1))
+        new: dict[int, tuple[Any, Any]] = {}
+
+        def at(number: int, value: Any, own: bool) -> Any:
+            if self._bits is None:
+                return value
+            if number in self.points.fixed:
+                return self._quantized(
+                    value, *map(ops.convert_to_tensor, self.points.fixed[number])
+                )
+            low, high = old[number]
+            if training:
+                seen = ops.cast(ops.stop_gradient(value), "float32")
+                least, most = widened(ops.min(seen), ops.max(seen))
+                if own:
+                    low, high = low + rate * (least - low), high + rate * (most - high)
+                    new[number] = low, high
+                else:  # what it shares its range with has not been seen in this step
+                    low = ops.where(count > 0, low, least)
+                    high = ops.where(count > 0, high, most)
+            return self._quantized(value, low, high)
+
+        outputs = forward(
+            self.points,
+            inputs,
+            at=at,
+            training=training,
+            kernels=self._quantized_kernels,
+            frozen=self.frozen,
+        )
+        if training and self._bits is not None:
+            flat = [ops.stack(new.get(n, tuple(old[n]))) for n in range(len(self.points.keys))]
+            self._state.assign(ops.stack([*flat, ops.stack([count + 1, count + 1])]))
+        return outputs
+
+    def _quantized(self, value: Any, low: Any, high: Any) -> Any:
+        made = quantized_values(value, *widened(low, high), self._bits or 8)
+        mask = getattr(value, "_keras_mask", None)
+        if mask is not None:
+            with contextlib.suppress(AttributeError):
+                made._keras_mask = mask
+        return made
+
+    @contextlib.contextmanager
+    def _quantized_kernels(self, call: Call, factor: Any) -> Iterator[None]:
+        """The layer with its kernels on their grids, times `factor` where BatchNorm is folded."""
+        with contextlib.ExitStack() as stack:
+            for owner, name, weight, bits in self._kernels.get(id(call.layer), ()):
+                kernel = ops.convert_to_tensor(weight.variable)
+                if factor is not None and not _depthwise_half(weight):
+                    kernel = kernel * _along(weight, factor)
+                if bits is not None:
+                    kernel = quantized_kernel(kernel, bits, weight.axes.outputs)
+                stack.enter_context(replaced(owner, **{name: kernel}))
+            yield
+
+    def _restore(self) -> None:
+        for name in _HOOKS:
+            self.model.__dict__.pop(name, None)
+        self.model._untrack_variable(self._state)
+        _forget_functions(self.model)
+
+
+def restore(model: Any) -> None:
+    """Take off whatever substitution a model has, also one left by an interruption."""
+    undo = model.__dict__.get("_secateur_restore")
+    if undo is not None:
+        undo()
+
+
+@contextlib.contextmanager
+def as_in_file(
+    model: Any,
+    widths: Mapping[str, Width],
+    ranges: Mapping[str, Sequence[float]],
+    activations: int | None = 8,
+) -> Iterator[Any]:
+    """The model, answering for a while as its file of integers does.
+
+    >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")])
+    >>> with as_in_file(net, {"d/kernel": Width(bits=8)}, {}, activations=None) as quantized:
+    ...     quantized.predict(np.ones((3, 2)), verbose=0).shape
+    (3, 1)
+    """
+    substitution = Substitution(model, widths, activations=activations, ranges=ranges)
+    if activations is not None:
+        missing = [key for key in substitution.points.keys if key not in ranges]
+        if missing:
+            raise SecateurError(
+                f"no range for {', '.join(missing[:3])} received, expected those that a "
+                "quantization-aware training of this very model left; fix: train it with "
+                "Quantize(aware=True)"
+            )
+    substitution.attach()
+    try:
+        yield model
+    finally:
+        restore(model)
+
+
+def _slots(
+    points: Points, table: WeightTable, widths: Mapping[str, Width]
+) -> dict[int, list[tuple[Any, str, Weight, int | None]]]:
+    """Layer -> its kernels: who holds each under which name, its row, and its bits.
+
+    A kernel that BatchNorm is folded into is there without bits too.
+    """
+    rows = {id(w.variable): w for w in table if w.role in ("kernel", "embedding")}
+    folded = {id(call.layer) for call in points.graph.calls if call.path in points.folded}
+    found: dict[int, list[tuple[Any, str, Weight, int | None]]] = {}
+    for layer in {id(call.layer): call.layer for call in points.graph.calls}.values():
+        for owner in _parts(layer):
+            for name, value in list(vars(owner).items()):
+                weight = rows.get(id(value))
+                if weight is None or weight.in_cell:
+                    continue
+                width = widths.get(weight.path)
+                bits = None if width is None or width.bits == 16 else width.bits
+                if bits is not None or id(layer) in folded:
+                    found.setdefault(id(layer), []).append((owner, name, weight, bits))
+    return found
+
+
+def _parts(layer: Any) -> list[Any]:
+    """A layer and those inside of it, each once."""
+    inner = layer._flatten_layers() if hasattr(layer, "_flatten_layers") else [layer]
+    return list({id(part): part for part in inner}.values())
+
+
+def _depthwise_half(weight: Weight) -> bool:
+    """Whether it is the half of a separable convolution that BatchNorm is not folded into."""
+    return weight.path.endswith("/depthwise_kernel")
+
+
+def _along(weight: Weight, factor: Any) -> Any:
+    """A factor for each output, shaped to multiply the kernel."""
+    outputs = weight.axes.outputs
+    return ops.reshape(factor, [n if a in outputs else 1 for a, n in enumerate(weight.shape)])
+
+
+def _observed(points: Points, batches: Sequence[Any]) -> np.ndarray:
+    """(batches, ranges, 2): smallest and largest value of each range, of the model in float."""
+    count = len(points.keys)
+
+    def extremes(x: Any) -> Any:
+        found: dict[int, tuple[Any, Any]] = {}
+
+        def at(number: int, value: Any, own: bool) -> Any:
+            if own and number not in points.fixed:
+                value = ops.cast(value, "float32")
+                found[number] = widened(ops.min(value), ops.max(value))
+            return value
+
+        forward(points, x, at=at, training=False)
+        zero = ops.zeros(())
+        return ops.stack([ops.stack(found.get(n, (zero, zero))) for n in range(count)])
+
+    compiled = Forward(extremes)
+    with without_gradients():
+        rows = [ops.convert_to_numpy(compiled._function(_tensors(x))) for x in batches]
+    return np.stack(rows)
+
+
+def _tensors(x: Any) -> Any:
+    return keras.tree.map_structure(ops.convert_to_tensor, x)
+
+
+def _forget_functions(model: Any) -> None:
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def _without_state(model: Any, state: Any, name: str, store: Any) -> Any:
+    """Save or load a model's own variables, of which the ranges are none."""
+    method: Callable = getattr(type(model), name)
+    model._untrack_variable(state)
+    try:
+        return method(model, store)
+    finally:
+        model._tracker.unlock()
+        model._track_variable(state)
+        model._tracker.lock()

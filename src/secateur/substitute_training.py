@@ -1,0 +1,129 @@
+"""Training through a `Substitution`: attached for the length of one `fit`, taken off afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.capture import batches_of
+from secateur.errors import SecateurError
+from secateur.project import Projection, ProjectionCallback
+from secateur.quantization import QUANTIZATIONS
+from secateur.substitute import Ranges, Substitution, restore
+from secateur.weights import Weight, WeightTable, weight_table
+from secateur.widths import Specification
+
+
+class SubstitutionCallback(ProjectionCallback):
+    """Trains a model in `fit` through the grids of the file that it will become.
+
+    specification: format and widths. freeze: the part of the training after which BatchNorm keeps
+    its statistics, in [0, 1]. zeros: promised by an earlier step; they are held. data: batches to
+    take the first ranges from; without them the first step of the training gives them. specify:
+    makes the specification of the model's weights, where none is given.
+
+    Afterwards `ranges` and `specification` hold what `export` takes, and the model is called in
+    float again. Put it last among the callbacks: it takes its own variable off the model at the end.
+    """
+
+    def __init__(
+        self,
+        specification: Specification | None,
+        *,
+        freeze: float = 0.5,
+        zeros: Mapping[str, np.ndarray] | None = None,
+        data: Any = None,
+        specify: Callable[[WeightTable], Specification] | None = None,
+    ):
+        super().__init__(zeros)
+        self.specification = self._given = specification
+        self.ranges: Ranges = {}
+        self.substitution: Substitution | None = None
+        self._freeze, self._data, self._specify = freeze, data, specify
+
+    def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
+        """None beside the promised zeros."""
+        return {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Take first ranges from data, attach, and have the training step traced anew."""
+        model = self.model
+        restore(model)
+        table = weight_table(model)
+        if self._specify is not None and self._given is None:
+            self.specification = self._specify(table)
+        if self.specification is None:
+            raise SecateurError(
+                "no specification received, expected what the file shall hold; fix: make the "
+                "callback with Quantize(aware=True).callback()"
+            )
+        for weight in table:
+            weight.require_finite()
+        how = QUANTIZATIONS[self.specification.format]
+        self.substitution = Substitution(
+            model, self.specification.widths, activations=how.activations
+        )
+        self.substitution.start_from(_inputs(self._data))
+        self.substitution.frozen = self._freeze <= 0
+        # The zeros first: their table knows nothing of the variable that is added here.
+        self.begin(model, model.optimizer)
+        self.substitution.attach()
+        model.make_train_function(force=True)
+
+    def masks_at(self, step: int, last: int, projection: Projection) -> None:
+        """Freeze the statistics of BatchNorm when it is time; the step is traced anew for it."""
+        found, total = self.substitution, self.total_steps
+        if found is None or found.frozen or not found.normalizes:
+            return
+        if total is None:
+            self.note(
+                "the data set does not know its length: BatchNorm keeps its statistics from the "
+                "first step; pass steps_per_epoch to fit to let them move at first"
+            )
+        elif step < self._freeze * total:
+            return
+        found.frozen = True
+        self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Read the ranges and take everything off: the model is float again."""
+        model = self.model  # on JAX: brings the variables up to date
+        found = self.substitution
+        if found is not None and self.specification is not None:
+            if found.observed:
+                self.ranges = found.ranges()
+                self.specification = Specification(
+                    format=self.specification.format,
+                    widths=self.specification.widths,
+                    ranges=self.ranges,
+                )
+            _require_sound(found)
+            constant = found.constant()
+            if constant:
+                self.note(
+                    f"activations of {', '.join(constant)} were constant throughout the training: "
+                    "their range has no extent, and the layers after them learn nothing from them"
+                )
+        restore(model)
+        super().on_train_end(logs)
+
+
+def _require_sound(found: Substitution) -> None:
+    bad = [key for key, bounds in found.ranges().items() if not np.isfinite(bounds).all()]
+    if bad:
+        restore(found.model)
+        raise SecateurError(
+            f"activations of {bad[0]} became NaN or infinite in training, expected finite numbers; "
+            "fix: lower learning_rate, or look for NaN in the data"
+        )
+
+
+def _inputs(data: Any) -> Sequence[Any]:
+    """Batches of inputs alone, of (x, y) or of a list of such batches."""
+    if data is None:
+        return []
+    if isinstance(data, tuple):
+        data = batches_of(*data)
+    return [batch[0] if isinstance(batch, tuple) else batch for batch in data]
