@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has tf_keras")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="32x32 images, one round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -222,7 +223,7 @@ def main() -> None:
         del pythons["converter"]
     size = 32 if given.quick else 224
     runs: dict[tuple, list[dict]] = {(side, f): [] for f in FORMATS for side in pythons}
-    for _ in range(1 if given.quick else ROUNDS):
+    for _ in range(1 if given.quick else given.rounds):
         for side, format in runs:
             spec = {"side": side, "format": format, "size": size}
             runs[side, format].append(run(pythons[side], spec))

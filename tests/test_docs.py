@@ -12,6 +12,7 @@ PAGES = (
     "docs/exporting.md",
     "docs/extending.md",
     "docs/migrating-from-tfmot.md",
+    "docs/sweeps.md",
 )
 
 pytestmark = pytest.mark.skipif(

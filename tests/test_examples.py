@@ -1,10 +1,12 @@
-"""Each script of examples/ runs at a tiny size, and its table says what the files say."""
+"""Each script and notebook of examples/ runs at a tiny size, and its tables say what the files say."""
 
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -159,3 +161,77 @@ def test_transfer_vgg16(photos, tmp_path):
         size = files[name].stat().st_size
         assert megabytes == pytest.approx(size / 1e6, abs=0.01)
         assert mebibytes == pytest.approx(size / 2**20, abs=0.01)
+
+
+# --- the notebook of the pruning challenge ---------------------------------------------------------
+
+EXECUTE = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+found = nbformat.read(sys.argv[1], as_version=4)
+try:
+    NotebookClient(found, timeout=600, kernel_name="python3").execute()
+finally:
+    nbformat.write(found, "executed.ipynb")
+"""
+
+
+def test_the_challenge_is_committed_without_outputs():
+    """Figures belong to a run; those of a full one stand in docs/results.md."""
+    cells = json.loads((EXAMPLES / "challenge.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 10
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.mark.slow
+def test_the_challenge_is_told_from_grid_to_hand_in(tmp_path):
+    pytest.importorskip("nbclient", reason="install the extra 'report' (nbclient)")
+    pytest.importorskip("docx", reason="install the extra 'report' (python-docx)")
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, EXAMPLES / "challenge.ipynb"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "SECATEUR_EXAMPLE": "small"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = json.loads((tmp_path / "executed.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = "".join(
+        "".join(output["text"]) for output in outputs if output.get("name") == "stdout"
+    )
+    records = [
+        json.loads(path.read_text())
+        for path in tmp_path.glob("challenge-runs/points/*/record.json")
+    ]
+    assert {record["status"] for record in records} == {"done"}
+    assert f"{len(records)} points: dense, weights, one-shot" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    # The notebook's own arithmetic, held against the records.
+    points = {(r["curve"], r["sparsity"]["asked"], r["seed"]): r for r in records}
+    gaps = [
+        100
+        * (
+            points["weights, one-shot", 0.9, seed]["test"]["accuracy"]
+            - points["units, one-shot", 0.9, seed]["test"]["accuracy"]
+        )
+        for seed in (0, 1)
+    ]
+    table = printed.partition("weights against units, nothing trained after\n")[2].splitlines()
+    assert numbers(table[1])[0] == 90
+    assert float(table[1].split()[1]) == pytest.approx(np.mean(gaps), abs=0.006)
+    totals = {
+        r["epochs"]["total"] for r in records if r["curve"].endswith(("10 epochs after", "scratch"))
+    }
+    assert totals == {5} and "epochs in all: 5 and 5" in printed
+    shipped = re.search(r"Ship (\S+) \(", printed)
+    assert shipped and (tmp_path / shipped[1]).is_file()
+    assert "The test part was read after the choice" in printed
+    with zipfile.ZipFile(tmp_path / "firstname_collegename.zip") as archive:
+        names = [f"firstname_collegename.{suffix}" for suffix in ("docx", "ipynb")]
+        assert archive.namelist() == names
+    assert "<svg" in (tmp_path / "challenge.html").read_text()

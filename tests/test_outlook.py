@@ -51,9 +51,7 @@ def test_nothing_finished_gives_no_estimate_and_other_states_are_told():
     outlook = Outlook(points, records.get)
     tally = outlook.tally(running=2)
     assert tally.seconds is None
-    assert str(tally) == (
-        "0 done, 1 impossible, 1 failed, 2 running, 12 left, time left unknown"
-    )
+    assert str(tally) == ("0 done, 1 impossible, 1 failed, 2 running, 12 left, time left unknown")
     records.update({name: {"status": "done"} for name in points if name not in records})
     assert str(outlook.tally()) == "14 done, 1 impossible, 1 failed, 0 running, 0 left"
     assert str(Tally(done=1, running=1, seconds=7500.0)).endswith("about 2 h 5 min")

@@ -20,6 +20,10 @@ def test_the_python_code_runs_as_it_stands(tmp_path):
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "pruned.keras").exists()
     assert "points" in printed[0]
+    assert (tmp_path / "sweep.html").exists()
+    rows = [line.split() for line in printed[-1].splitlines()]
+    assert [(row[0], row[1]) for row in rows[:2]] == [("dense", "0.0"), ("one-shot", "0.5")]
+    assert len(rows) == 8 and all(0 < float(row[-1]) <= 1 for row in rows)
 
 
 def test_the_recipe_loads():

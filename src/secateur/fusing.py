@@ -22,7 +22,7 @@ LINEAR = {
     *("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"),
     *("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose"),
 }
-FOLDING = {"Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
+FOLDING = LINEAR - {"EinsumDense"}
 SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
 # What gives out some of the values that it takes: their range is that of its input.
 PASSING = {
@@ -55,7 +55,7 @@ class Points:
 
     fixed: number -> the range that the runtimes demand. after, before, inside: of each call by
     path, the number of what comes out, of what goes into its activation, and of what is between
-    the halves of a separable convolution; owned: paths (and inputs) that decide the range of what
+    the halves of a separable convolution; passing: of what has the range of its input; owned: paths (and inputs) that decide the range of what
     they give, where it is shared. folded: path of a convolution -> the call of its BatchNorm. entering: value -> number.
     """
 
@@ -65,6 +65,7 @@ class Points:
     after: Mapping[str, int]
     before: Mapping[str, int]
     inside: Mapping[str, int]
+    passing: Mapping[str, int]
     owned: frozenset[str]
     folded: Mapping[str, Call]
     entering: Mapping[int, int]
@@ -112,7 +113,7 @@ def points_of(model: Any) -> Points:
 
     slots = _Slots()
     source: dict[int, int] = {}  # value -> number of its range
-    before, inside, after = {}, {}, {}
+    before, inside, after, through = {}, {}, {}, {}
     owned: set[str] = set()
     entering: dict[int, int] = {}
     for number, floating in zip(graph.inputs, graph.floating, strict=True):
@@ -125,7 +126,7 @@ def points_of(model: Any) -> Points:
         out, first = call.outputs[0], call.inputs[0] if call.inputs else -1
         if call.kind in PASSING or (_activation(call) == "linear" and call.kind == "Activation"):
             if first in source:
-                source[out] = source[first]
+                through[call.path] = source[out] = source[first]
             continue
         if call.kind in AVERAGING and first in source:
             after[call.path] = source[out] = source[first]
@@ -156,6 +157,7 @@ def points_of(model: Any) -> Points:
         after=final(after),
         before=final(before),
         inside=final(inside),
+        passing=final(through),
         owned=frozenset(owned),
         folded=folded if absorbed else {},
         entering=final(entering),
@@ -170,19 +172,19 @@ def forward(
     training: bool | None = None,
     kernels: Kernels | None = None,
     frozen: bool = True,
+    passing: Callable[[int, Any], Any] | None = None,
 ) -> Any:
     """The outputs of the model, with `at` applied to each value that has a range.
 
     kernels: (call, factor) -> a context in which the layer has other kernels; factor: what
     BatchNorm multiplies each output with, to be taken into the kernel. None: the layers as they
     are. frozen: BatchNorm keeps its statistics in training, and is computed as the file does.
+    passing: told the values that have the range of what they come from.
     """
     absorbed = points.absorbed
 
     def perform(call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         layer, path = call.layer, call.path
-        if kernels is not None and path in absorbed:
-            return args[0]
         norm = isinstance(layer, keras.layers.BatchNormalization)
         if accepts_training(layer):
             kwargs = {**kwargs, "training": bool(training) and not (norm and frozen)}
@@ -190,7 +192,9 @@ def forward(
         with contextlib.ExitStack() as stack:
             if number is not None:
                 stack.enter_context(replaced(layer, activation=None))
-            if kernels is not None and path in points.folded:
+            if kernels is not None and path in absorbed:
+                y = args[0]
+            elif kernels is not None and path in points.folded:
                 y = _folded(call, args, points, at, kernels, training, frozen)
             elif path in points.inside:
                 if kernels is not None:
@@ -204,6 +208,8 @@ def forward(
             y = layer.activation(at(number, y, True))
         if path in points.after:
             y = at(points.after[path], y, path in points.owned)
+        elif passing is not None and path in points.passing:
+            passing(points.passing[path], y)
         return y
 
     def enter(number: int, value: Any) -> Any:
@@ -250,7 +256,8 @@ def _folded(
     deviation = ops.sqrt(ops.convert_to_tensor(norm.moving_variance) + norm.epsilon)
     gamma = ops.ones_like(deviation) if norm.gamma is None else ops.convert_to_tensor(norm.gamma)
     factor = gamma / deviation
-    with kernels(call, factor), replaced(layer, use_bias=False):
+    # Dense looks at its bias, convolutions at whether they use one.
+    with kernels(call, factor), replaced(layer, use_bias=False, bias=None):
         if call.path in points.inside:
             y = _separable(layer, args[0], points.inside[call.path], at)
         else:

@@ -54,7 +54,7 @@ def values_of(points: Points, model: Any, samples: Any) -> dict[str, list[np.nda
     """Key -> the values, in float, of each place that has this range."""
     found: dict[str, list[np.ndarray]] = {}
 
-    def at(number: int, value: Any, own: bool) -> Any:
+    def at(number: int, value: Any, own: bool = False) -> Any:
         array = np.asarray(ops.convert_to_numpy(value), np.float32)
         found.setdefault(points.keys[number], []).append(array)
         return value
@@ -64,7 +64,7 @@ def values_of(points: Points, model: Any, samples: Any) -> dict[str, list[np.nda
 
         samples = pack(model, [samples[name] for name in signature(model)[0]])
     inputs = keras.tree.map_structure(ops.convert_to_tensor, samples)
-    forward(points, inputs, at=at, training=False)
+    forward(points, inputs, at=at, training=False, passing=at)
     return found
 
 

@@ -62,6 +62,7 @@ BATCH_RANGES = {"onnx-dynamic"}
 
 # Samples for the comparison, and how many at a time: enough for a share, little for the memory.
 SAMPLES, BATCH = 256, 32
+VALUES = 1 << 20  # input values at a time: of large images few fit, their activations take the memory
 
 # Whether classes changed places is looked at where there are enough samples to tell them apart,
 # and not so many classes that a table of all pairs does not fit.
@@ -230,8 +231,10 @@ def _compared(session: Session, model: Any, format: str, data: Any) -> dict[str,
     else:
         given = data if isinstance(data, Mapping) else {live.input_names[0]: np.asarray(data)}
         samples = {name: array[:SAMPLES] for name, array in given.items()}
-    outputs = _outputs(session, samples, BATCH)
-    parity = compare(_outputs(live, samples, BATCH), outputs, format, session.output_steps)
+    largest = max(array[0].size for array in samples.values())
+    batch = max(2, min(BATCH, VALUES // max(largest, 1)))
+    outputs = _outputs(session, samples, batch)
+    parity = compare(_outputs(live, samples, batch), outputs, format, session.output_steps)
     alone = _outputs(session, {name: array[:3] for name, array in samples.items()}, 1)
     if not session.resizable:
         raise SecateurError(

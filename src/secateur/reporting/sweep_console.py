@@ -12,7 +12,6 @@ from rich.text import Text
 from secateur.reporting.sweep_series import studies
 from secateur.reporting.sweep_table import cells, columns, footnote, missing_lines
 
-
 WIDE_ONLY = ("95 % interval", "loss")  # what a narrow terminal leaves out; every file has it
 
 
