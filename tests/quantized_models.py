@@ -91,7 +91,11 @@ def gated():
 def nested():
     """A convolution in a model of its own, its ReLU outside."""
     base = keras.Sequential(
-        [keras.Input(SHAPE), layers.Conv2D(6, 3, name="conv"), layers.BatchNormalization(momentum=0.8)],
+        [
+            keras.Input(SHAPE),
+            layers.Conv2D(6, 3, name="conv"),
+            layers.BatchNormalization(momentum=0.8),
+        ],
         name="base",
     )
     inputs = keras.Input(SHAPE)
@@ -121,9 +125,7 @@ def attention():
     inputs = keras.Input(SHAPE)
     x = layers.Dense(16, name="embed")(layers.Reshape((8, 16))(inputs))
     x = layers.Add()([x, layers.MultiHeadAttention(2, 8, name="mha")(x, x)])
-    return keras.Model(
-        inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x))
-    )
+    return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x)))
 
 
 MODELS = {

@@ -73,9 +73,11 @@ def show(folder: Path, *, header: list[str] | None = None, **paths: Path | None)
         from secateur.reporting.sweep_series import load_points
 
         records = load_points(folder)
-        for part in rich_tables(records):
-            plain = {"highlight": False, "markup": False} if isinstance(part, str) else {}
-            _out.print(part, **plain)
+        for part in rich_tables(records, wide=_out.width >= 110):
+            if isinstance(part, str):
+                _out.print(part, highlight=False, markup=False)
+            else:
+                _out.print(part)
         write_page: Callable[..., Any] = write_sweep_html
     else:
         records = reporting.load_runs(folder)

@@ -270,7 +270,7 @@ def require_units(path: str, left: int, units: int) -> None:
     """
     if not left:
         raise Impossible(
-            f"impossible: all {units} units of {path} would be removed, expected 1 or more to stay; "
+            f"all {units} units of {path} would be removed, expected 1 or more to stay; "
             "fix: ask for less sparsity, or leave the layer out (select)"
         )
 

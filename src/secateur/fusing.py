@@ -56,7 +56,8 @@ class Points:
     fixed: number -> the range that the runtimes demand. after, before, inside: of each call by
     path, the number of what comes out, of what goes into its activation, and of what is between
     the halves of a separable convolution; passing: of what has the range of its input; owned: paths (and inputs) that decide the range of what
-    they give, where it is shared. folded: path of a convolution -> the call of its BatchNorm. entering: value -> number.
+    they give, where it is shared. positive: numbers of ranges that begin at 0. folded: path of a
+    convolution -> the call of its BatchNorm. entering: value -> number.
     """
 
     graph: Graph = field(repr=False)
@@ -67,6 +68,7 @@ class Points:
     inside: Mapping[str, int]
     passing: Mapping[str, int]
     owned: frozenset[str]
+    positive: frozenset[int]
     folded: Mapping[str, Call]
     entering: Mapping[int, int]
 
@@ -114,7 +116,10 @@ def points_of(model: Any) -> Points:
     slots = _Slots()
     source: dict[int, int] = {}  # value -> number of its range
     before, inside, after, through = {}, {}, {}, {}
+    made = {call.outputs[0]: call for call in graph.calls}
+    moved: dict[str, str] = {}  # path of what makes a range -> of what is rounded in its place
     owned: set[str] = set()
+    positive: set[int] = set()  # numbers of ranges that begin at 0
     entering: dict[int, int] = {}
     for number, floating in zip(graph.inputs, graph.floating, strict=True):
         if floating:  # Keras numbers the names of inputs through the process: counted here
@@ -126,7 +131,21 @@ def points_of(model: Any) -> Points:
         out, first = call.outputs[0], call.inputs[0] if call.inputs else -1
         if call.kind in PASSING or (_activation(call) == "linear" and call.kind == "Activation"):
             if first in source:
-                through[call.path] = source[out] = source[first]
+                source[out] = source[first]
+                maker = made.get(first)
+                if (
+                    maker is not None
+                    and _delays(call)
+                    and after.get(maker.path) in positive
+                    and alone(first)
+                ):
+                    moved[maker.path] = call.path
+                    owned -= {maker.path}
+                    owned.add(call.path)
+                    through[maker.path] = after.pop(maker.path)
+                    after[call.path] = source[out]
+                else:
+                    through[call.path] = source[out]
             continue
         if call.kind in AVERAGING and first in source:
             after[call.path] = source[out] = source[first]
@@ -141,10 +160,12 @@ def points_of(model: Any) -> Points:
         number = slots.new(call.path, FIXED.get(_last_activation(call)))
         after[call.path] = source[out] = number
         owned.add(call.path)
+        if _last_activation(call) in FUSED or _is_relu(call):
+            positive.add(number)
         if call.kind in JOINING:
             for value in call.inputs:
                 if value in source:
-                    owned -= slots.join(source[value], number)
+                    owned -= {moved.get(key, key) for key in slots.join(source[value], number)}
     keys, renamed = slots.compact()
 
     def final(found: Mapping[Any, int]) -> dict[Any, int]:
@@ -159,6 +180,7 @@ def points_of(model: Any) -> Points:
         inside=final(inside),
         passing=final(through),
         owned=frozenset(owned),
+        positive=frozenset(renamed[n] for n in positive if slots.root(n) == n),
         folded=folded if absorbed else {},
         entering=final(entering),
     )
@@ -285,6 +307,11 @@ def _separable(layer: Any, x: Any, number: int, at: Point) -> Any:
     if layer.use_bias:
         y = y + ops.reshape(layer.bias, (1,) * (len(y.shape) - 1) + (-1,))
     return y if layer.activation is None else layer.activation(y)
+
+
+def _delays(call: Call) -> bool:
+    """Whether rounding can wait until after it: the largest of rounded values is the rounded largest."""
+    return call.kind.startswith(("MaxPooling", "GlobalMaxPooling"))
 
 
 def _folds(call: Call, taker: Call) -> bool:

@@ -61,7 +61,7 @@ class Substitution:
                 start[number] = ranges[key]
                 start[-1] = 1 / (1 - momentum)  # settled: what follows moves it slowly
         self._state = keras.Variable(start, trainable=False, name=RANGES)
-        self._seen: dict[int, tuple[Any, Any]] = {}
+        self._fresh = True
 
     @property
     def normalizes(self) -> bool:
@@ -76,6 +76,7 @@ class Substitution:
     def attach(self) -> None:
         """Have the model called through the grids; functions traced before do not know of it."""
         restore(self.model)
+        self._fresh = not self.observed
         model, state = self.model, self._state
         model._tracker.unlock()
         model._track_variable(state)
@@ -115,46 +116,52 @@ class Substitution:
         return [key for key, (low, high) in self.ranges().items() if high - low < 1e-5]
 
     def _call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        rows = ops.unstack(ops.convert_to_tensor(self._state), len(self.points.keys) + 1)
-        old = [ops.unstack(row, 2) for row in rows]
-        count = old[-1][0]
-        rate = ops.maximum(1 - self._momentum, 1 / (count + 1))
-        new: dict[int, tuple[Any, Any]] = {}
+        points, keys = self.points, len(self.points.keys)
+        tracked = bool(training) and self._bits is not None and keys > 0
+        state = ops.convert_to_tensor(self._state)
+        count = state[-1, 0]
+        low, high = widened(state[:-1, 0], state[:-1, 1])
+        lows, highs = ops.unstack(low, keys), ops.unstack(high, keys)
+        least, most = list(lows), list(highs)  # of this step, where it tells
 
         def at(number: int, value: Any, own: bool) -> Any:
             if self._bits is None:
                 return value
-            if number in self.points.fixed:
-                return self._quantized(
-                    value, *map(ops.convert_to_tensor, self.points.fixed[number])
-                )
-            low, high = old[number]
-            if training:
+            if number in points.fixed:
+                return self._quantized(value, *map(ops.convert_to_tensor, points.fixed[number]))
+            bounds = lows[number], highs[number]
+            if tracked and (own or self._fresh):
                 seen = ops.cast(ops.stop_gradient(value), "float32")
-                least, most = widened(ops.min(seen), ops.max(seen))
+                smallest = lows[number] if number in points.positive else ops.min(seen)
+                found = smallest, ops.max(seen)
                 if own:
-                    low, high = low + rate * (least - low), high + rate * (most - high)
-                    new[number] = low, high
-                else:  # what it shares its range with has not been seen in this step
-                    low = ops.where(count > 0, low, least)
-                    high = ops.where(count > 0, high, most)
-            return self._quantized(value, low, high)
+                    least[number], most[number] = found
+                if self._fresh:  # the first step has no ranges but its own
+                    found = widened(*found)
+                    bounds = tuple(
+                        ops.where(count > 0, a, b) for a, b in zip(bounds, found, strict=True)
+                    )
+            return self._quantized(value, *bounds)
 
         outputs = forward(
-            self.points,
+            points,
             inputs,
             at=at,
             training=training,
             kernels=self._quantized_kernels,
             frozen=self.frozen,
         )
-        if training and self._bits is not None:
-            flat = [ops.stack(new.get(n, tuple(old[n]))) for n in range(len(self.points.keys))]
-            self._state.assign(ops.stack([*flat, ops.stack([count + 1, count + 1])]))
+        if tracked:
+            rate = ops.maximum(1 - self._momentum, 1 / (count + 1))
+            seen = widened(ops.stack(least), ops.stack(most))
+            moved = ops.stack(
+                [low + rate * (seen[0] - low), high + rate * (seen[1] - high)], axis=1
+            )
+            self._state.assign(ops.concatenate([moved, state[-1:] + 1]))
         return outputs
 
     def _quantized(self, value: Any, low: Any, high: Any) -> Any:
-        made = quantized_values(value, *widened(low, high), self._bits or 8)
+        made = quantized_values(value, low, high, self._bits or 8)
         mask = getattr(value, "_keras_mask", None)
         if mask is not None:
             with contextlib.suppress(AttributeError):
@@ -267,8 +274,11 @@ def _observed(points: Points, batches: Sequence[Any]) -> np.ndarray:
 
         def at(number: int, value: Any, own: bool) -> Any:
             if own and number not in points.fixed:
-                value = ops.cast(value, "float32")
-                found[number] = widened(ops.min(value), ops.max(value))
+                seen = ops.cast(value, "float32")
+                low, high = widened(ops.min(seen), ops.max(seen))
+                # A smallest value knows of no NaN on every backend.
+                sound = ops.all(ops.isfinite(seen))
+                found[number] = ops.where(sound, low, np.nan), ops.where(sound, high, np.nan)
             return value
 
         forward(points, x, at=at, training=False)

@@ -51,6 +51,8 @@ def write_pareto(choice: dict[str, Any], path: str | Path) -> None:
 
 
 def _draw(axes: Any, choice: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
     by = choice["front_by"]
     every = [c for c in choice["candidates"] if c[by] is not None and c["accuracy"] is not None]
     floor = max(c["accuracy"] for c in every) - SHOWN
@@ -76,9 +78,13 @@ def _draw(axes: Any, choice: dict[str, Any]) -> None:
             axes.set_title(f"{word}: {record['name']}, {record['format']}", fontsize=9)
     if len(shown) < len(every):
         axes.set_ylim(bottom=100 * floor)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}")
-    axes.tick_params(axis="x", which="both", labelrotation=30, labelsize=8)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=8)
+    low, high = min(c[by] for c in every), max(c[by] for c in every)
+    if high < 3 * low:  # too narrow for marks at 1, 2 and 5
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(LABELS[by])
     below = f" ({len(every) - len(shown)} lie below)" if len(shown) < len(every) else ""
     axes.set_ylabel(f"validation accuracy, %{below}")

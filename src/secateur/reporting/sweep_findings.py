@@ -236,7 +236,8 @@ def _ways(study: Study, max_drop: float) -> Finding | None:
 
 def _scratch(study: Study, max_drop: float) -> Finding | None:
     small = pick(study, SCRATCH)
-    others = trained(study, UNITS) or trained(study, WEIGHTS)
+    repaired = [series for series in pick(study, UNITS, repaired=True) if series.after]
+    others = [*trained(study, UNITS), *repaired] or trained(study, WEIGHTS)
     if not small or not others:
         return None
     other = min(others, key=lambda s: abs((s.epochs or 0) - (small[0].epochs or 0)))
@@ -259,8 +260,8 @@ def _scratch(study: Study, max_drop: float) -> Finding | None:
     ]
     return Finding(
         topic="scratch",
-        text=f"Small networks from scratch{budgets[0]} against pruned, trained {other.kind}"
-        f"{budgets[1]}: "
+        text=f"Small networks from scratch{budgets[0]} against pruned, "
+        f"{'repaired, ' * other.repaired}trained {other.kind}{budgets[1]}: "
         f"{', '.join(part for part in parts if part)}.",
     )
 

@@ -1,0 +1,89 @@
+"""The grids of training are those of the files, and gradients pass through them as they should."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from secateur.arrays.affine import fake_quantized, symmetric_scales
+from secateur.fake_quantization import quantized_kernel, quantized_values, widened
+
+
+def gradient(function, value):
+    """d sum(function(value)) / d value, on whatever backend there is."""
+    variable = keras.Variable(value)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            total = ops.sum(function(variable))
+        return np.asarray(tape.gradient(total, variable.value))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return np.asarray(jax.grad(lambda v: ops.sum(function(v)))(variable.value))
+    ops.sum(function(variable.value)).backward()
+    return variable.value.grad.numpy()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((5, 7), (1,)), ((3, 3, 4, 2), (2, 3)), ((3, 3, 2, 4), (2,)), ((4, 2, 3), (1, 2))],
+)
+def test_a_kernel_is_what_the_file_gives_back(bits, shape, axes):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = ops.convert_to_numpy(quantized_kernel(kernel, bits, axes))
+    np.testing.assert_allclose(found, fake_quantized(kernel, bits, axes), atol=1e-6)
+    codes = found / symmetric_scales(kernel, bits, axes)
+    assert np.abs(codes).max() == pytest.approx(2 ** (bits - 1) - 1)
+
+
+def test_a_tie_is_rounded_up_and_zeros_stay_plus_zero():
+    kernel = np.array([[127.0], [0.5], [-0.5], [0.0], [1.5]], np.float32)
+    found = ops.convert_to_numpy(quantized_kernel(kernel, 8, (1,))).ravel()
+    assert found.tolist() == [127, 1, 0, 0, 2]
+    assert not np.signbit(found[[2, 3]]).any()
+
+
+def test_a_channel_without_weights_stays_without():
+    kernel = np.zeros((3, 2), np.float32)
+    kernel[:, 0] = 0.5
+    found = ops.convert_to_numpy(quantized_kernel(kernel, 8, (1,)))
+    assert np.isfinite(found).all() and not found[:, 1].any()
+
+
+def test_gradients_pass_inside_the_range_only():
+    values = np.array([-2.0, -0.5, 0.2, 0.9, 3.0], np.float32)
+    found = gradient(
+        lambda v: quantized_values(v, ops.convert_to_tensor(-1.0), ops.convert_to_tensor(1.0), 8),
+        values,
+    )
+    assert found.tolist() == [0, 1, 1, 1, 0]
+    assert gradient(lambda v: quantized_kernel(v, 8, ()), values).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(8, 256), (16, 65535)])
+def test_activations_have_as_many_values_as_codes(bits, levels):
+    values = np.linspace(-3, 3, 200_001, dtype=np.float32)
+    low, high = ops.convert_to_tensor(-1.0), ops.convert_to_tensor(2.0)
+    found = ops.convert_to_numpy(quantized_values(values, low, high, bits))
+    assert 0.0 in found
+    assert len(np.unique(found)) <= levels
+    bottom = -1.0 if bits == 8 else -2.0  # 16 bits are symmetric
+    assert found.min() == pytest.approx(bottom, abs=0.01) and found.max() == pytest.approx(
+        2, abs=0.01
+    )
+
+
+def test_a_range_holds_zero_and_has_a_step():
+    for low, high in ((0.5, 2.0), (-2.0, -0.5), (0.0, 0.0), (3.0, 3.0)):
+        least, most = (
+            float(b) for b in widened(ops.convert_to_tensor(low), ops.convert_to_tensor(high))
+        )
+        assert least <= 0 <= most and most > least
+        value = ops.convert_to_tensor(np.array([low, high], np.float32))
+        found = ops.convert_to_numpy(
+            quantized_values(value, ops.convert_to_tensor(least), ops.convert_to_tensor(most), 8)
+        )
+        np.testing.assert_allclose(found, [low, high], atol=0.02)
