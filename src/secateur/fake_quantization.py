@@ -23,8 +23,8 @@ def quantized_kernel(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
 
     The largest magnitude has the largest code, so that no weight lies outside of the range.
 
-    >>> ops.convert_to_numpy(quantized_kernel(ops.array([[0.7], [0.24]]), 4, (1,))).round(4).tolist()
-    [[0.7], [0.2]]
+    >>> ops.convert_to_numpy(quantized_kernel(ops.array([[7.0], [2.4]]), 4, (1,))).tolist()
+    [[7.0], [2.0]]
     """
     kernel = ops.convert_to_tensor(kernel)
     fixed = ops.cast(ops.stop_gradient(kernel), "float32")

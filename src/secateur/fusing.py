@@ -53,11 +53,12 @@ Kernels = Callable[[Call, Any], Any]
 class Points:
     """The tensors of a model that have a range: `keys` name them, by number.
 
-    fixed: number -> the range that the runtimes demand. after, before, inside: of each call by
-    path, the number of what comes out, of what goes into its activation, and of what is between
-    the halves of a separable convolution; passing: of what has the range of its input; owned: paths (and inputs) that decide the range of what
-    they give, where it is shared. positive: numbers of ranges that begin at 0. folded: path of a
-    convolution -> the call of its BatchNorm. entering: value -> number.
+    fixed: number -> the range that the runtimes demand; positive: numbers of ranges that begin at 0.
+    entering: value that the model takes -> number. By path of a call, the number: after, of what
+    comes out; before, of what goes into its activation; inside, of what is between the halves of a
+    separable convolution; passing, of what has the range of its input. owned: paths (and inputs)
+    whose values decide the range, where others share it. folded: path of a convolution -> the call
+    of its BatchNorm.
     """
 
     graph: Graph = field(repr=False)
