@@ -137,6 +137,23 @@ def test_a_subclassed_model_is_refused():
         points_of(model)
 
 
+def test_kernels_that_are_not_trained_through_are_named():
+    x, y = nets.pictures(32)
+    model = keras.Sequential(
+        [
+            keras.Input(nets.SHAPE),
+            layers.Reshape((8, 16)),
+            layers.GRU(3, name="gru"),
+            layers.Dense(4),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = Quantize(aware=True).callback(data=(x, y))
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    (note,) = callback.notes
+    assert note.startswith("trained in float, quantized afterwards: gru/")
+
+
 def test_ranges_of_another_model_are_refused():
     with (
         pytest.raises(SecateurError, match="no range for .* received, expected those that"),

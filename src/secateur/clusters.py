@@ -6,6 +6,7 @@ each seed; a node needs nothing but this package. Ray runs lost tasks again when
 
 from __future__ import annotations
 
+import logging
 import socket
 import tempfile
 import time
@@ -203,7 +204,7 @@ def _connected(address: str) -> Any:
             address=None if address == "local" else address,
             runtime_env={"env_vars": variables},
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _absent(address, error) from error

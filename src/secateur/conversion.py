@@ -220,7 +220,7 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
     function = tf.function(named, input_signature=specs).get_concrete_function()
     # What the converter saves beside the function; variables that are not tracked are left out of
     # the file. Frozen into the graph instead, each of them is copied over and over (VGG16: 2.9 GB).
-    tracked = tf.Module()
+    tracked: Any = tf.Module()
     tracked.variables_of_the_model = [variable.value for variable in model.variables]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tracked)
     if format == "sparse":

@@ -5,6 +5,7 @@ with the model on data, searched for each weight, and its promises are checked o
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
 from secateur.weights import weight_table
-from secateur.widths import STORED, Specification, Width, chosen, promised
+from secateur.widths import BESIDE, STORED, Specification, Width, chosen, promised
 
 AS_SELECTED = "left in float as selected"
 
@@ -111,6 +112,10 @@ def export(
                 temporary.write_bytes(blobs[format])
             else:
                 save_model(model, temporary)
+                if trained and specification is not None:  # a plain Keras file knows of no ranges
+                    beside = all_or_none.enter_context(staged(path.with_suffix(BESIDE)))
+                    record = json.dumps(specification.to_record(), indent=1)
+                    beside.write_text(record, encoding="utf-8")
             try:
                 with _reference(model, format, widths, trained):
                     found = verify(temporary, format, model, promises, data)

@@ -33,7 +33,9 @@ from secateur.training import Train
 from secateur.weights import Select, WeightTable, weight_table
 from secateur.widths import Specification
 
-METHODS: dict[str, type] = {m.kind: m for m in (Prune, PruneUnits, RigL, KeepZeros, FineTune, Quantize)}
+METHODS: dict[str, type] = {
+    m.kind: m for m in (Prune, PruneUnits, RigL, KeepZeros, FineTune, Quantize)
+}
 _NESTED: dict[str, type] = {"schedule": Schedule, "select": Select, "rewind": Rewind}
 # What a step that only trains on can be replaced by, if it would break a promise.
 _TRAINED_ON = ("rigl", "keep-zeros", "fine-tune")

@@ -36,7 +36,7 @@ class Substitution:
     widths: path of a kernel -> its width; others stay floats. activations: bits, or None for
     floats. ranges: by key, as an earlier training left them; None: they start from data.
     momentum: of the moving average of ranges, which has no bias towards its start: the first
-    observations count alike.
+    observations count alike. `outside`: paths of kernels that a file rounds and this does not.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Substitution:
         self.frozen = False
         self._bits, self._momentum = activations, momentum
         self._kernels = _slots(self.points, weight_table(model), widths)
+        reached = {row[2].path for rows in self._kernels.values() for row in rows}
+        self.outside = [p for p, w in widths.items() if w.bits in (4, 8) and p not in reached]
         count = len(self.points.keys)
         # One row for each range; the last row counts the observations.
         start = np.zeros((count + 1, 2), np.float32)

@@ -69,6 +69,11 @@ class SubstitutionCallback(ProjectionCallback):
         self.substitution.frozen = self._freeze <= 0
         # The zeros first: their table knows nothing of the variable that is added here.
         self.begin(model, model.optimizer)
+        if self.substitution.outside:
+            self.notes.append(
+                f"trained in float, quantized afterwards: {', '.join(self.substitution.outside)} "
+                "(recurrent cells, and layers that call others by code of their own)"
+            )
         self.substitution.attach()
         model.make_train_function(force=True)
 

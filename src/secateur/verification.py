@@ -62,7 +62,8 @@ BATCH_RANGES = {"onnx-dynamic"}
 
 # Samples for the comparison, and how many at a time: enough for a share, little for the memory.
 SAMPLES, BATCH = 256, 32
-VALUES = 1 << 20  # input values at a time: of large images few fit, their activations take the memory
+# Input values at a time: of large images few fit, for their activations take the memory.
+VALUES = 1 << 20
 
 # Whether classes changed places is looked at where there are enough samples to tell them apart,
 # and not so many classes that a table of all pairs does not fit.

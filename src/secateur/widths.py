@@ -6,14 +6,18 @@ written realises them, and promises of kind "bits" are checked on its own tensor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
 from secateur.promises import Promise
 from secateur.weights import Select, WeightTable
 
+# What a specification's file is called, in the place of the suffix of the Keras file.
+BESIDE = ".quantization.json"
 BITS = (4, 8, 16)
 BLOCKS = (32, 64, 128, 256)
 # Bits of a weight in files of a format; formats that are not here store floats of 32 bits.
@@ -98,6 +102,38 @@ class Specification:
         widths = {path: {"bits": w.bits, "block": w.block} for path, w in self.widths.items()}
         ranges = {key: list(bounds) for key, bounds in self.ranges.items()}
         return {"format": self.format, "widths": widths, "ranges": ranges}
+
+    @classmethod
+    def from_record(cls, record: Any) -> Specification:
+        """What `to_record` wrote; raises for a damaged or foreign record.
+
+        >>> found = Specification(format="int8", ranges={"input:0": (0.0, 1.0)})
+        >>> Specification.from_record(found.to_record()) == found
+        True
+        """
+        try:
+            widths = {path: Width(**width) for path, width in record["widths"].items()}
+            ranges = {key: (float(a), float(b)) for key, (a, b) in record["ranges"].items()}
+            if record["format"] not in STORED or not all(a <= b for a, b in ranges.values()):
+                raise ValueError("an unknown format, or a range upside down")
+            return cls(format=record["format"], widths=widths, ranges=ranges)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SecateurError(
+                f"a damaged record of a quantization received ({error}), expected what to_record "
+                "wrote; fix: take it from the folder of an unchanged run"
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Specification:
+        """The specification beside a Keras file that a quantization-aware Run wrote."""
+        beside = Path(path).with_suffix(BESIDE)
+        try:
+            return cls.from_record(json.loads(beside.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise SecateurError(
+                f"{beside} cannot be read ({error}), expected the ranges and bits of a "
+                "quantization-aware training; fix: keep it beside the Keras file"
+            ) from None
 
 
 def chosen(layers: Mapping[str, Any], table: WeightTable) -> dict[str, Width]:

@@ -21,6 +21,7 @@ from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.training import Train
 from secateur.weights import Select, weight_table
+from secateur.widths import Specification
 
 
 def aware(model, data, step=None, epochs=1):
@@ -176,6 +177,9 @@ def test_a_run_hands_out_the_float_model_and_the_file_of_the_training(tmp_path):
     assert list(rows) == ["baseline-keras", "quantized-keras", "quantized-int8"]
     assert rows["quantized-int8"]["accuracy"] >= rows["quantized-keras"]["accuracy"] - 0.02
     stage = made.record["stages"][-1]
+    beside = Specification.load(tmp_path / "out" / "quantized-keras.keras")
+    assert {k: list(r) for k, r in beside.ranges.items()} == stage["ranges"]
+    assert {width.bits for width in beside.widths.values()} == {8}
     assert stage["ranges"]["input:0"][0] == 0
     # Plain Keras opens it; its zeros are those that were pruned, in floats and in codes.
     plain = keras.models.load_model(tmp_path / "out" / "quantized-keras.keras")
