@@ -6,7 +6,7 @@
 
 Reads benchmarks/records/*.json and nothing else, so the same records give the same bytes anywhere.
 A record that is missing is said to be missing, with the command that makes it. The sections stand in
-results_lab, results_accuracy, results_challenge, results_speed, results_formats and results_targets.
+results_lab, results_accuracy, results_challenge, results_qat, results_speed, results_formats and results_targets.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from results_challenge import challenge
 from results_formats import conversion, loop, matrix, tiny
 from results_lab import collect, first_screen, lab, tuning, with_first_screen
 from results_parts import read
+from results_qat import aware
 from results_speed import overhead, patterns, start, vgg16
 from results_targets import page as targets_page
 from results_targets import targets, with_page
@@ -44,6 +45,7 @@ def page(records: Path) -> str:
         *lab(records, anchors),
         *tuning(read(records, "lab-tuning")),
         *mnist_sparsity(records, anchors),
+        *aware(read(records, "qat-lab"), anchors),
         *challenge(records, anchors),
         *seedlings(records, anchors),
         *vgg16(read(records, "vgg16-memory"), anchors),

@@ -117,8 +117,8 @@ def sequence():
     x = layers.Reshape((16, 8))(inputs)
     x = layers.Conv1D(8, 3, padding="same", name="conv")(x)
     x = ops.relu(layers.BatchNormalization(momentum=0.8)(x))
-    x = layers.EinsumDense("abc,cd->abd", output_shape=(16, 6), bias_axes="d", name="einsum")(x)
-    return keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(x + 1.0)))
+    y = layers.EinsumDense("abc,cd->abd", output_shape=(16, 8), bias_axes="d", name="einsum")(x)
+    return keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(x + y)))
 
 
 def attention():

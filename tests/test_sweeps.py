@@ -198,6 +198,13 @@ def test_time_is_taken_once_a_shape_and_zeros_carry_the_dense_one(tmp_path, monk
     json.dumps(found.rows)
 
 
+def test_a_renamed_curve_is_not_computed_again(tmp_path):
+    first = sweep(grid(pruned("weights", [0.5])), out=tmp_path)
+    again = sweep(grid(pruned("magnitude", [0.5])), out=tmp_path)
+    assert [r["curve"] for r in again.records] == ["magnitude"]
+    assert again.records[0]["created"] == first.records[0]["created"]
+
+
 def test_a_column_that_is_not_there_is_named(found):
     assert found.column("asked")[1] == 0.5
     with pytest.raises(SecateurError, match="no column 'accuraccy'.*test_accuracy"):

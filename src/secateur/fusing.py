@@ -8,14 +8,14 @@ range because their operators demand it; `forward` runs the model with something
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 from keras import ops
 
-from secateur.graph import Call, Graph, accepts_training, graph_of
+from secateur.graph import Call, Graph, accepts_training, graph_of, replaced, watched
 
 # Operators with a kernel. BatchNorm may be folded into it, and ReLU is computed along with it.
 LINEAR = {
@@ -56,7 +56,8 @@ class Points:
     fixed: number -> the range that the runtimes demand; positive: numbers of ranges that begin at 0.
     entering: value that the model takes -> number. By path of a call, the number: after, of what
     comes out; before, of what goes into its activation; inside, of what is between the halves of a
-    separable convolution; passing, of what has the range of its input. owned: paths (and inputs)
+    separable convolution; passing, of what has the range of its input. within: the layers that an
+    attention layer calls, with the numbers of what goes in (None: known) and out. owned: paths (and inputs)
     whose values decide the range, where others share it. folded: path of a convolution -> the call
     of its BatchNorm.
     """
@@ -68,6 +69,7 @@ class Points:
     before: Mapping[str, int]
     inside: Mapping[str, int]
     passing: Mapping[str, int]
+    within: Mapping[str, tuple[tuple[Any, int | None, int], ...]]
     owned: frozenset[str]
     positive: frozenset[int]
     folded: Mapping[str, Call]
@@ -117,6 +119,7 @@ def points_of(model: Any) -> Points:
     slots = _Slots()
     source: dict[int, int] = {}  # value -> number of its range
     before, inside, after, through = {}, {}, {}, {}
+    within: dict[str, tuple[tuple[Any, int | None, int], ...]] = {}
     made = {call.outputs[0]: call for call in graph.calls}
     moved: dict[str, str] = {}  # path of what makes a range -> of what is rounded in its place
     owned: set[str] = set()
@@ -153,6 +156,8 @@ def points_of(model: Any) -> Points:
             continue
         if call.kind in SEPARABLE:
             inside[call.path] = slots.new(f"{call.path}/depthwise")
+        if call.kind == "MultiHeadAttention":
+            within[call.path] = tuple(_attention(call, slots))
         activation = _activation(call)
         if call.kind in LINEAR and activation not in ("linear", *FUSED):
             before[call.path] = slots.new(f"{call.path}/linear")
@@ -180,6 +185,17 @@ def points_of(model: Any) -> Points:
         before=final(before),
         inside=final(inside),
         passing=final(through),
+        within={
+            path: tuple(
+                (
+                    part,
+                    None if taken is None else renamed[taken],
+                    -1 if given < 0 else renamed[given],
+                )
+                for part, taken, given in parts
+            )
+            for path, parts in within.items()
+        },
         owned=frozenset(owned),
         positive=frozenset(renamed[n] for n in positive if slots.root(n) == n),
         folded=folded if absorbed else {},
@@ -226,6 +242,8 @@ def forward(
             else:
                 if kernels is not None:
                     stack.enter_context(kernels(call, None))
+                for part, taken, given in points.within.get(path, ()):
+                    stack.enter_context(watched(part, at, taken, given))
                 y = layer(*args, **kwargs)
         if number is not None:
             y = layer.activation(at(number, y, True))
@@ -241,23 +259,6 @@ def forward(
         return value if found is None else at(found, value, own)
 
     return points.graph.run(inputs, perform, enter)
-
-
-@contextlib.contextmanager
-def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
-    """Attributes of a layer that are others for a while, past Keras's tracking of them.
-
-    >>> layer = keras.layers.Dense(2, activation="relu")
-    >>> with replaced(layer, activation=None):
-    ...     layer.activation is None
-    True
-    """
-    before = {name: layer.__dict__[name] for name in attributes}
-    layer.__dict__.update(attributes)
-    try:
-        yield
-    finally:
-        layer.__dict__.update(before)
 
 
 def _folded(
@@ -308,6 +309,17 @@ def _separable(layer: Any, x: Any, number: int, at: Point) -> Any:
     if layer.use_bias:
         y = y + ops.reshape(layer.bias, (1,) * (len(y.shape) - 1) + (-1,))
     return y if layer.activation is None else layer.activation(y)
+
+
+def _attention(call: Call, slots: _Slots) -> list[tuple[Any, int | None, int]]:
+    """The projections inside of an attention layer; the last one takes what attention gives."""
+    layer, path = call.layer, call.path
+    parts = {"query": "_query_dense", "key": "_key_dense", "value": "_value_dense"}
+    found: list[tuple[Any, int | None, int]] = [
+        (getattr(layer, name), None, slots.new(f"{path}/{key}")) for key, name in parts.items()
+    ]
+    # What it gives is the output of the whole layer, which has its range anyway.
+    return [*found, (layer._output_dense, slots.new(f"{path}/attended"), -1)]
 
 
 def _delays(call: Call) -> bool:

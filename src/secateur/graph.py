@@ -6,7 +6,8 @@ are the model's own: nothing is copied, and nothing of the model changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +131,41 @@ _FUNCTIONAL: Any = type(keras.Model(inputs=(_x := keras.Input((1,))), outputs=_x
 def accepts_training(layer: Any) -> bool:
     """Whether a layer behaves differently in training."""
     return bool(getattr(layer, "_call_has_training_arg", False))
+
+
+@contextlib.contextmanager
+def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Attributes of a layer that are others for a while, past Keras's tracking of them.
+
+    >>> layer = keras.layers.Dense(2, activation="relu")
+    >>> with replaced(layer, activation=None):
+    ...     layer.activation is None
+    True
+    """
+    before = {name: layer.__dict__[name] for name in attributes}
+    layer.__dict__.update(attributes)
+    try:
+        yield
+    finally:
+        layer.__dict__.update(before)
+
+
+@contextlib.contextmanager
+def watched(
+    layer: Any, at: Callable[[int, Any, bool], Any], taken: int | None, given: int
+) -> Iterator[None]:
+    """A layer that another one calls, with `at` applied to what goes in and out; given: -1 for not."""
+    call = layer.call
+
+    def watching(x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = call(x if taken is None else at(taken, x, True), *args, **kwargs)
+        return y if given < 0 else at(given, y, True)
+
+    layer.__dict__["call"] = watching  # past Keras's tracking of attributes
+    try:
+        yield
+    finally:
+        layer.__dict__.pop("call", None)
 
 
 def _function_of(model: Any) -> Any:

@@ -19,8 +19,8 @@ from keras import ops
 from secateur.capture import without_gradients
 from secateur.errors import SecateurError
 from secateur.fake_quantization import quantized_kernel, quantized_values, widened
-from secateur.fusing import Points, forward, points_of, replaced
-from secateur.graph import Call
+from secateur.fusing import Points, forward, points_of
+from secateur.graph import Call, replaced
 from secateur.passes import Forward
 from secateur.weights import Weight, WeightTable, weight_table
 from secateur.widths import Width

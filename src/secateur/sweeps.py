@@ -164,10 +164,21 @@ def sweep(
     else:
         _share_out(work, store, workers, progress, say)
     every = work.points()
-    time_shapes(store, {name: every[place] for place, name in named.items()}, work.subject, say)
+    points_of = {name: every[place] for place, name in named.items()}
+    _rename(store, points_of)
+    time_shapes(store, points_of, work.subject, say)
     store.index()
     records = [store.read(name) for name in named.values()]
     return Sweep(path, [record for record in records if record is not None])
+
+
+def _rename(store: Store, named: Mapping[str, Point]) -> None:
+    """Give points that an earlier grid computed the names that this one has for them."""
+    for name, point in named.items():
+        record = store.read(name)
+        names = {"grid": point.grid, "curve": point.curve, "settings": dict(point.settings)}
+        if record is not None and {key: record[key] for key in names} != names:
+            store.write({**record, **names})
 
 
 @dataclass(kw_only=True)

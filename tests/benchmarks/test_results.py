@@ -115,6 +115,9 @@ def change_one_number(name: str, record: dict) -> None:
         record["overhead"]["rows"]["lab-cnn-32"]["ratio"] = "9.99"
         record["targets"]["help_seconds"] = 9
         record["seedlings"]["source"] = "nowhere"
+    elif name == "qat-lab.json":
+        for row in record["runs"][0]["rows"]:
+            row["accuracy"] += 0.1
     elif name.startswith("challenge-"):
         record["points"][0]["test"]["loss"] += 0.1
     elif "tuning" in name or "-seed-" in name:
