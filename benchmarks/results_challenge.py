@@ -72,8 +72,10 @@ def _asked(study: Study, asked: Record) -> Iterable[str]:
                     verdict(reached >= wanted - 5e-4),
                 ]
             )
-    yield f"What was asked for ({asked['source']}), by the mean over seeds, to three digits. The "
+    yield (
+        f"What was asked for ({asked['source']}), by the mean over seeds, to three digits. The "
         "notebook trains on all 60,000 images; here a tenth of them is kept apart for choosing:"
+    )
     yield markdown_table(["curve", "asked", "reached", "seeds", "met"], rows)
 
 
