@@ -24,6 +24,14 @@ from secateur.weights import Select, weight_table
 from secateur.widths import Specification
 
 
+def in_full(test):
+    """Trained for on TensorFlow alone; the plain network is on every backend."""
+    elsewhere = pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="in full on TensorFlow"
+    )
+    return pytest.mark.slow(elsewhere(test))
+
+
 def aware(model, data, step=None, epochs=1):
     """Train through the grids; what export takes."""
     callback = (step or Quantize(aware=True)).callback(data=data)
@@ -79,7 +87,7 @@ def test_the_file_of_a_plain_network_is_at_most_one_step_away(tmp_path):
     assert not file.float_operators()
 
 
-@pytest.mark.slow
+@in_full
 @pytest.mark.parametrize(
     "name", [name for name in nets.MODELS if name not in ("plain", "attention")]
 )
@@ -87,12 +95,12 @@ def test_the_files_of_all_kinds_of_layers_are_at_most_two_steps_away(name, tmp_p
     compared(nets.MODELS[name], tmp_path, allow_float=name == "nested")
 
 
-@pytest.mark.slow
+@in_full
 def test_within_attention_ranges_are_calibrated_and_cost_some_steps(tmp_path):
     compared(nets.attention, tmp_path, most=4, often=0.7)
 
 
-@pytest.mark.slow
+@in_full
 def test_four_bits_of_weights_are_trained_for(tmp_path):
     step = Quantize(bits=4, aware=True)
     artifact, _, specification = compared(nets.plain, tmp_path, step)
@@ -101,7 +109,7 @@ def test_four_bits_of_weights_are_trained_for(tmp_path):
     assert {width.bits for width in specification.widths.values()} == {4}
 
 
-@pytest.mark.slow
+@in_full
 def test_codes_in_the_file_are_those_of_training(tmp_path):
     from secateur.arrays.affine import symmetric_scales
 
@@ -132,7 +140,7 @@ def test_the_step_is_described_and_refused_where_it_cannot_be():
         Recipe(steps=[Quantize(aware=True), Prune(sparsity=0.5)])
 
 
-@pytest.mark.slow
+@in_full
 def test_pruned_weights_stay_zero_through_the_training():
     data = nets.pictures()
     model = nets.trained(nets.normalized, data, epochs=1)
@@ -159,7 +167,7 @@ def test_what_nothing_reaches_is_said():
     assert callback.notes[0].startswith("activations of conv were constant throughout the training")
 
 
-@pytest.mark.slow
+@in_full
 def test_a_run_hands_out_the_float_model_and_the_file_of_the_training(tmp_path):
     data = datasets.load("digits")
     model = digits_cnn.trained(data)
@@ -190,7 +198,7 @@ def test_a_run_hands_out_the_float_model_and_the_file_of_the_training(tmp_path):
     assert (codes.T[kernel == 0] == 0).all()
 
 
-@pytest.mark.slow
+@in_full
 def test_selected_layers_have_their_own_bits(tmp_path):
     data = nets.pictures()
     model = nets.trained(nets.plain, data)
