@@ -59,3 +59,25 @@ def system_tool(*names: str, package: str) -> str:
 def chromium() -> str:
     """The path of a Chromium that can run headless."""
     return system_tool("chromium", "chromium-browser", "google-chrome", package="chromium")
+
+
+@pytest.fixture
+def secateur(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process; returns exit code, standard output and error output."""
+    from secateur import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, words)])
+        for console in (cli._out, cli._err):
+            monkeypatch.setattr(console, "_width", 200)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -20,26 +20,6 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "160"}
 
 
-@pytest.fixture
-def secateur(monkeypatch, capsys, tmp_path):
-    """Runs a command in this process; returns exit code, standard output and error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, words)])
-        for console in (cli._out, cli._err):
-            monkeypatch.setattr(console, "_width", 200)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def shell(*words, cwd, **kwargs):
     return subprocess.run(
         [sys.executable, "-m", "secateur", *map(str, words)],

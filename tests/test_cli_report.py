@@ -4,13 +4,11 @@ import csv
 import io
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from secateur import cli
 from secateur.sweeps import sweep
 
 GRID = {
@@ -44,26 +42,6 @@ RECIPE = {
 }
 HEADER = ("--header", "Name=Ada Lovelace", "--header", "Course=Sparsity")
 POINTS = 2 * 5
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys, tmp_path):
-    """Runs a command in this process, in an empty folder; exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, words)])
-        for console in (cli._out, cli._err):
-            monkeypatch.setattr(console, "_width", 200)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

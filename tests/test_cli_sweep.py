@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur import cli, points
+from secateur import points
 from secateur.sweeps import sweep
 
 ROOT = Path(__file__).parent.parent
@@ -46,26 +46,6 @@ sparsity = 0.5
 schedule = { shape = "one-shot" }
 train = { epochs = 1, learning_rate = { sweep = [0.001, 1e30] } }
 """
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys, tmp_path):
-    """Runs a command in this process; returns exit code, standard output and error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, words)])
-        for console in (cli._out, cli._err):
-            monkeypatch.setattr(console, "_width", 200)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

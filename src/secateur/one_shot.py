@@ -169,7 +169,7 @@ class OneShotCurve:
             return OneShotPoint(**cut.point)
         with _clock() as took:
             given = (cut.small,) if cut.small is not None else self._values(cut.changed)
-            found = _scored(self._forward.over(batches, len(y), *given), y)
+            found = judged(self._forward.over(batches, len(y), *given), y)
         wall, cpu = (a + b for a, b in zip(cut.took, took, strict=True))
         return OneShotPoint(**cut.point, **found, wall=wall, cpu=cpu)
 
@@ -309,7 +309,12 @@ def _stateless(model: Any) -> Callable[..., Any]:
     return forward
 
 
-def _scored(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def judged(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Return the metrics, and where there are classes predictions and right, one a sample.
+
+    >>> judged(np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([1, 1]))["right"].tolist()
+    [True, False]
+    """
     metrics = score(outputs, y)
     if "accuracy" not in metrics or outputs.ndim != 2:
         return {"metrics": metrics}

@@ -276,14 +276,11 @@ class _Work:
         return Stage(name="baseline", method="train", model=model, history=history, early=early)
 
     def _export_last(self, stage: Stage) -> list[Artifact]:
-        """The last stage in the recipe's formats, or in the one that its quantize steps name.
-
-        Keras's own come with it: they hold the float model that the codes were made of.
-        """
+        """The last stage in the recipe's formats, or in the one that its quantize steps name."""
         found = specified(self.recipe, [stage])
         formats = self.recipe.export.formats
         if found is not None:
-            formats = (*(f for f in formats if f in ("keras", "h5")), found.format)
+            formats = found.formats(formats)
         return self._export(stage, formats, found)
 
     def _export(

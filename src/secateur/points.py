@@ -29,7 +29,7 @@ from secateur.grids import Point, fingerprint
 from secateur.measurement import score
 from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits
-from secateur.one_shot import OneShotCurve
+from secateur.one_shot import OneShotCurve, judged
 from secateur.pipeline import PARITY_INPUTS
 from secateur.point_records import asked, epochs_of, new_record, packed, shape_of, unfinished
 from secateur.run_folder import plain
@@ -300,10 +300,7 @@ def _test(model: Any, split: Split | None) -> dict[str, Any] | None:
     found, outputs = _evaluated(model, split)
     if found is None or split is None or split.y is None or "accuracy" not in found:
         return found
-    labels = split.y if split.y.ndim == 1 else split.y.argmax(-1)
-    many = outputs.ndim > 1 and outputs.shape[-1] > 1
-    right = outputs.argmax(-1) == labels if many else (outputs.reshape(-1) > 0.5) == labels
-    return {**found, "right": packed(right), "read_in": "keras"}
+    return {**found, "right": packed(judged(outputs, split.y)["right"]), "read_in": "keras"}
 
 
 def _files(
@@ -323,7 +320,7 @@ def _files(
     specification = point.recipe.specification(weight_table(stage.model))
     formats = point.recipe.export.formats
     if specification is not None:
-        formats = (*(f for f in formats if f in ("keras", "h5")), specification.format)
+        formats = specification.formats(formats)
     artifacts = export(
         model,
         formats,

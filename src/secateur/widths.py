@@ -7,7 +7,7 @@ written realises them, and promises of kind "bits" are checked on its own tensor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ class Specification:
     format: str
     widths: Mapping[str, Width] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def formats(self, asked: Iterable[str]) -> tuple[str, ...]:
+        """The formats of the last stage: this one, and of those asked for Keras's own.
+
+        They hold the float model that the codes were made of.
+
+        >>> Specification(format="int8").formats(["keras", "float32"])
+        ('keras', 'int8')
+        """
+        return (*(format for format in asked if format in ("keras", "h5")), self.format)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data.
