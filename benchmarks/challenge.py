@@ -17,13 +17,13 @@ import dataclasses
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recording import save
 
-from secateur.grids import Curve, Grid
-from secateur.store import Store
-from secateur.sweeps import sweep
+# results.py reads `points_of` here: nothing at the top may start Keras.
+if TYPE_CHECKING:
+    from secateur.grids import Curve, Grid
 
 RECORDS = Path(__file__).resolve().parent / "records"
 SHARED = ("machine", "versions", "data", "backend", "model", "grid")
@@ -78,6 +78,10 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="compute nothing")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
+
+    from secateur.store import Store
+    from secateur.sweeps import sweep
+
     if given.quick:
         sweep(_quick(), seeds=1, out=given.out, say=print)
         print(json.dumps(sorted(collected(Store(given.out).records()))))
@@ -93,6 +97,8 @@ def main() -> None:
 
 def _parts(seeds: list[int], trained: list[int]) -> list[tuple[Grid, list[int]]]:
     """The whole grid for the seeds that are trained on, what needs no training for the others."""
+    from secateur.grids import Grid
+
     grid = Grid.load("challenge")
     # Files do not depend on the seed's number: seed 0 writes them for all.
     whole = dataclasses.replace(grid, files=grid.files if 0 in trained else "none")

@@ -41,7 +41,8 @@ step_overhead = load("step_overhead")
 def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        # TensorFlow's chatter would stand before our one line, were it ever started here.
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "0"},
         capture_output=True,
         text=True,
         timeout=500,
