@@ -1,6 +1,7 @@
 """What a training step costs with pruning, over the same step without: ratios, tfmot beside ours.
 
     python benchmarks/step_overhead.py --peer PEER_VENV/bin/python   # minutes for each backend
+    python benchmarks/step_overhead.py --peer ... --what aware       # quantization-aware training instead
     python benchmarks/step_overhead.py --quick --backends tensorflow # a smoke test
 
 Cases: the lab CNN at batch 32 and 128, the challenge MLP at batch 64; Adam, accuracy as a metric,
@@ -50,7 +51,11 @@ from pathlib import Path
 # Standard library only up here: the peer's interpreter runs this file too.
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "benchmarks" / "records" / "step-overhead.json"
+RECORDS = {
+    what: ROOT / "benchmarks" / "records" / f"{name}.json"
+    for what, name in (("pruned", "step-overhead"), ("aware", "qat-overhead"))
+}
+RECORD = RECORDS["pruned"]
 BACKENDS = ("tensorflow", "jax", "torch")
 # (model, batch, pairs): so many pairs that each case takes about as long as the others
 CASES = (("lab-cnn", 32, 30), ("lab-cnn", 128, 12), ("challenge-mlp", 64, 10))
@@ -176,15 +181,17 @@ class Ours:
         self.keras = keras
         self.machine = secateur.pipeline.machine()
 
-    def model(self, name: str, pruned: bool, steps: int, every: int, pattern: str):
-        from secateur import Prune, Schedule, zoo
+    def model(self, name: str, what: str, steps: int, every: int, pattern: str):
+        from secateur import Prune, Quantize, Schedule, zoo
 
         self.keras.utils.set_random_seed(0)
         model = zoo.build(name)
+        if what == "aware":
+            return model, [Quantize(aware=True).callback()]
         schedule = Schedule(initial=INITIAL, end=steps - every, every=every, unit="steps")
         final = FINAL if pattern != "2:4" else None  # which brings its own
         method = Prune(sparsity=final, schedule=schedule, pattern=pattern)
-        return model, [method.callback()] if pruned else []
+        return model, [method.callback()] if what == "pruned" else []
 
     def compile(self, model, from_logits: bool) -> None:
         loss = self.keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
@@ -217,13 +224,15 @@ class Peer:
 
         self.keras = tf_keras
 
-    def model(self, name: str, pruned: bool, steps: int, every: int, pattern: str):
+    def model(self, name: str, what: str, steps: int, every: int, pattern: str):
         import tensorflow_model_optimization as tfmot
 
         self.keras.utils.set_random_seed(0)
         model = self.keras.Sequential([self.keras.Input((28, 28)), *self._layers(name)])
-        if not pruned:
+        if what == "plain":
             return model, []
+        if what == "aware":
+            return tfmot.quantization.keras.quantize_model(model), []
         sparsity = tfmot.sparsity.keras
         schedule = sparsity.PolynomialDecay(INITIAL, FINAL, 0, steps, frequency=every)
         pruning = sparsity.prune_low_magnitude(model, pruning_schedule=schedule)
@@ -272,11 +281,11 @@ def work(spec: dict) -> None:
     x, y = random_data(every * epoch * spec["batch"])
     known: dict = {}
 
-    def fit(pruned: bool):
+    def fit(what: str):
         def begin(lane: Lane) -> None:
             steps = epochs * epoch * every
             model, callbacks = library.model(
-                spec["model"], pruned, steps, every, spec.get("pattern", "unstructured")
+                spec["model"], what, steps, every, spec.get("pattern", "unstructured")
             )
             library.compile(model, from_logits=spec["model"] == "lab-cnn")
             known["jit"] = bool(getattr(model, "jit_compile", False))
@@ -294,7 +303,7 @@ def work(spec: dict) -> None:
 
         return begin
 
-    plain, pruned = Lane(fit(False)), Lane(fit(True))
+    plain, pruned = Lane(fit("plain")), Lane(fit(spec.get("what", "pruned")))
     done = 0
 
     def pair(swap: bool) -> dict[str, list[float]]:
@@ -459,8 +468,9 @@ def main() -> None:
     parser.add_argument("--backends", default=",".join(BACKENDS), help="comma-separated")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has tfmot and tf_keras")
     parser.add_argument("--cases", help="e.g. lab-cnn-32,challenge-mlp-64 (default: all)")
+    parser.add_argument("--what", choices=sorted(RECORDS), default="pruned")
     parser.add_argument("--pairs", type=int, help="pairs of each case (default: 30, 12, 10)")
-    parser.add_argument("--out", type=Path, help=f"default: {RECORD.relative_to(ROOT)}")
+    parser.add_argument("--out", type=Path, help="default: the record in benchmarks/records")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test; prints, writes --out only"
     )
@@ -470,6 +480,7 @@ def main() -> None:
         work(json.loads(given.worker))
         return
     size = {"every": 20, "epoch": 4} if given.quick else {"every": EVERY, "epoch": EPOCH}
+    size["what"] = given.what
     cases = {f"{model}-{batch}": (model, batch, pairs) for model, batch, pairs in CASES}
     wanted = given.cases.split(",") if given.cases else list(cases)
     if given.quick and not given.cases:
@@ -500,14 +511,14 @@ def main() -> None:
         rows += found
     machine = next(row["machine"] for row in rows if row["machine"])
     record = {
-        "kind": "step-overhead",
+        "kind": RECORDS[given.what].stem,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": given.quick,
         "seconds": round(time.perf_counter() - begun),
         "machine": {**machine, "instructions": instructions()},
         "rows": [{key: value for key, value in row.items() if key != "machine"} for row in rows],
     }
-    out = given.out if given.out or given.quick else RECORD
+    out = given.out if given.out or given.quick else RECORDS[given.what]
     if out:
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {out.name} after {record['seconds']} s")
