@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from secateur.capture import batches_of, evidence, gradients, input_norms
+from secateur.datasets import Split
 from secateur.errors import SecateurError
 from secateur.weights import weight_table
 
@@ -131,6 +132,10 @@ def test_evidence_holds_what_was_asked_for_and_missing_data_are_said():
         evidence(net, weights, {"gradient"}, samples())
     with pytest.raises(SecateurError, match="labels"):
         evidence(net, weights, {"gradient"}, (samples()[0], None), "mse")
+    with pytest.raises(SecateurError, match=r"data ndarray received, expected \(x, y\)"):
+        evidence(net, weights, {"gradient"}, samples()[0], "mse")
+    split = evidence(net, weights, {"weight", "gradient"}, Split(*samples()), "mse")
+    np.testing.assert_array_equal(split["d/kernel"]["gradient"], found["d/kernel"]["gradient"])
 
 
 def test_snip_prunes_what_the_formula_says():

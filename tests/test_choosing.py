@@ -337,6 +337,88 @@ def test_a_run_is_chosen_from_as_well_and_its_control_is_never_shipped(tmp_path)
     assert picked(choose([run], max_bytes=199)) == ("pruned", "int8")
 
 
+# --- quantities -----------------------------------------------------------------------------------
+
+
+def quantities():
+    """The same points, as a network that answers with quantities has them: error 1 - accuracy."""
+    found = records()
+    for point in found:
+        for part in ("validation", "test"):
+            point[part] = {"n": 50, "mse": 1 - point[part]["accuracy"]}
+        for row in point["rows"]:
+            row["mse"] = 1 - row.pop("accuracy")
+            row["validation"] = {"n": 50, "mse": 1 - row["validation"]["accuracy"]}
+    return found
+
+
+def test_quantities_are_judged_by_their_squared_error():
+    points = quantities()
+    found = choose(points)
+    assert picked(found) == ("dense", "float32") and found.prefer == found.quality == "mse"
+    assert picked(choose(points, max_bytes=300)) == ("pruned, sparsity 0.5", "int8")
+    # Errors of the dense network 0.03, 0.026, 0.028: pruned by 0.5 has 3.3, 3.8, 3.6 % more.
+    assert picked(choose(points, max_drop=5)) == ("pruned, sparsity 0.5", "int8")
+    assert choose(points, max_drop=5).chosen.drop == pytest.approx(3.58, abs=0.01)
+    assert picked(choose(points, max_drop=3)) == ("dense", "float32")
+    found = choose(points, max_bytes=300)
+    assert found.file.seed == 2 and found.test["mse"] == pytest.approx(0.07)
+    assert found.test["lowest"] == pytest.approx(0.07) and found.test["seeds"] == 3
+    assert {(c.name, c.format) for c in found.front} == {
+        ("narrow, sparsity 0.5", "int8"), ("pruned, sparsity 0.5", "int8"), ("dense", "float32"),
+    }  # fmt: skip
+    assert choose(points, prefer="mse").to_record() == choose(points).to_record()
+
+
+def test_a_choice_by_error_is_told_in_its_own_words(tmp_path):
+    record = choose(quantities(), max_bytes=300, max_drop=5, prefer="mse").to_record()
+    told = "\n".join(sentences(record))
+    assert "the one of the smallest squared error of 2 of 5 files" in told
+    assert "validation squared error 0.029" in told and "+3.58 % against the dense" in told
+    assert "Test squared error of this file: 0.07 on 100 samples" in told and "accuracy" not in told
+    infeasible = "\n".join(sentences(choose(quantities(), max_bytes=100, max_drop=5).to_record()))
+    assert "squared error 0.028..0.045" in infeasible and "points" not in infeasible
+    assert "squared error" in str(front_table(record).title)
+    pytest.importorskip("matplotlib")
+    write_pareto(record, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 5000
+
+
+def test_files_without_any_figure_of_quality_are_refused_with_the_reason():
+    points = quantities()
+    for point in points:
+        point["validation"] = {"n": 50}
+        for row in point["rows"]:
+            row["validation"] = {"n": 50}
+    with pytest.raises(
+        SecateurError, match="have no validation accuracy.*quantities by mse"
+    ) as told:
+        choose(points)
+    assert "\n" not in str(told.value)
+    with pytest.raises(SecateurError, match="prefer 'accuracy' received.*judged by mse"):
+        choose(quantities(), prefer="accuracy")
+    with pytest.raises(SecateurError, match="prefer 'mse' received.*judged by accuracy"):
+        choose(records(), prefer="mse")
+    for point in points:  # a dense network without any error: no share of it to lose
+        point["validation"] = {"n": 50, "mse": 0.0}
+        for row in point["rows"]:
+            row["validation"] = {"n": 50, "mse": 0.1}
+    with pytest.raises(SecateurError, match="dense network to compare with"):
+        choose(points, max_drop=1)
+
+
+def test_every_format_has_a_time_of_its_own():
+    points = records()
+    for point in points:
+        for row in point["rows"]:
+            row["latency"] = {"median_us": 90.0 if row["format"] == "float32" else 30.0}
+            row["arena_bytes"] = None if row["format"] == "float32" else 2000
+    values = {(c.name, c.format): c.value("latency_us") for c in candidates(points)}
+    assert (values["dense", "float32"], values["dense", "int8"]) == (90.0, 30.0)
+    assert picked(choose(points, max_latency="50us")) == ("pruned, sparsity 0.5", "int8")
+    assert picked(choose(points, prefer="latency", formats=["float32"])) == ("dense", "float32")
+
+
 # --- the front ------------------------------------------------------------------------------------
 
 

@@ -85,14 +85,14 @@ def test_the_tables_of_a_sweep_hold_every_point(secateur, swept, tmp_path):
         record = truth[row["fingerprint"]]
         assert row["status"] == record["status"] and row["curve"] == record["curve"]
         if record["status"] == "done":
-            assert float(row["accuracy"]) == record["test"]["accuracy"]
+            assert float(row["test_accuracy"]) == record["test"]["accuracy"]
             assert float(row["validation_loss"]) == record["validation"]["loss"]
         else:
-            assert row["accuracy"] == "" and "would be removed" in row["error"]
+            assert row["test_accuracy"] == "" and "would be removed" in row["error"]
 
     found = json.loads((tmp_path / "t.json").read_text())
     assert found["kind"] == "report" and len(found["rows"]) == POINTS
-    same = {row["fingerprint"]: row["accuracy"] for row in found["rows"]}
+    same = {row["fingerprint"]: row["test_accuracy"] for row in found["rows"]}
     assert same == {name: (r["test"] or {}).get("accuracy") for name, r in truth.items()}
 
     page = (tmp_path / "t.md").read_text()

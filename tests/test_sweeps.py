@@ -1,6 +1,8 @@
 """A sweep's points: what each computes, that several processes change nothing, when the test part is read."""
 
+import csv
 import dataclasses
+import io
 import json
 
 import keras
@@ -8,13 +10,16 @@ import numpy as np
 import pytest
 
 from secateur import datasets
+from secateur.choosing import choose
 from secateur.compression import compress
 from secateur.errors import SecateurError
 from secateur.grids import Grid
 from secateur.measurement import accuracy
 from secateur.points import compute, train_dense
 from secateur.recipe import Recipe
+from secateur.reporting.sweep_series import csv_text
 from secateur.runtimes.keras import KerasSession
+from secateur.store import Store
 from secateur.subjects import Subject
 from secateur.sweeps import sweep
 
@@ -69,6 +74,18 @@ def test_every_kind_of_point_has_its_record(found):
     assert of(found, "scratch")["shape"] == "64-150-50-10"
     assert len(of(found, "dense")["history"]["dense"]["loss"]) == 2
     assert len(of(found, "tuned")["history"]["after"]["loss"]) == 1
+
+
+def test_the_history_of_a_point_is_of_every_step_that_trained(tmp_path):
+    steps = [
+        {"method": "prune", "sparsity": 0.5, "train": {"epochs": 2}},
+        {"method": "prune", "sparsity": 0.8, "train": {"epochs": 1}},
+        {"method": "prune", "sparsity": 0.9, "train": {"epochs": 0}},
+    ]
+    found = sweep(grid({"name": "thrice", "steps": steps}), out=tmp_path)
+    after = found.records[0]["history"]["after"]
+    assert {name: len(values) for name, values in after.items()} == dict.fromkeys(after, 3)
+    assert {"loss", "val_loss"} <= set(after)
 
 
 def test_a_layer_without_units_is_impossible_and_the_sweep_goes_on(found):
@@ -198,6 +215,60 @@ def test_time_is_taken_once_a_shape_and_zeros_carry_the_dense_one(tmp_path, monk
     json.dumps(found.rows)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend is enough")
+def test_every_format_of_a_point_is_timed_and_chosen_from(tmp_path, monkeypatch):
+    from secateur import shape_timing
+
+    timed = []
+    real = shape_timing.measure
+
+    def counted(path, *arguments, **keys):
+        timed.append(path.name)
+        return real(path, *arguments, **keys)
+
+    monkeypatch.setattr(shape_timing, "measure", counted)
+    curves = [{"name": "dense"}, pruned("weights", [0.5])]
+    keys = grid(*curves, files="all", export={"formats": ["float32", "dynamic"]})
+    found = sweep(keys, out=tmp_path)
+    assert len(timed) == 2  # two formats, one shape
+    for record in found.records:
+        times = {row["format"]: row["latency"] for row in record["rows"]}
+        assert len(times) == 2 and record["latency"] == times[record["file"]["format"]]
+        of = "the dense network" if record["kind_of"] == "weights" else "this network"
+        assert {latency["of"] for latency in times.values()} == {of}
+    choice = choose(found, max_latency="1s")
+    assert len(choice.candidates) == 4 and not choice.notes
+    assert all(c.value("latency_us") and c.value("gzip_bytes") for c in choice.candidates)
+    # A store of before, in which one format has a time: the others get theirs, that one keeps its own.
+    store = Store(tmp_path)
+    for record in found.records:
+        rows = [{**row, "latency": None} for row in record["rows"]]
+        latency = {**record["latency"], "median_us": 7.0}
+        store.write({**record, "rows": rows, "latency": latency})
+    again = sweep(keys, out=tmp_path)
+    assert len(timed) == 3 and all(r["latency"]["median_us"] == 7.0 for r in again.records)
+
+
+def test_a_network_of_quantities_is_swept_and_chosen_from(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)).astype("float32")
+    y = (x[:, :1] - 0.5 * x[:, 1:2]).astype("float32") + 3
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    keys = {
+        "name": "quantities",
+        "files": "all",
+        "export": {"formats": ["keras"]},
+        "curves": [{"name": "dense"}, pruned("weights", [0.5])],
+    }
+    found = sweep(keys, model, (x, y), out=tmp_path)
+    dense, half = found.rows
+    assert dense["test_mse"] > 0 and dense["test_accuracy"] is None and half["validation_mse"] > 0
+    choice = choose(found, max_drop=1e9)
+    assert choice.quality == "mse" and choice.feasible == 2 and choice.test["mse"] is not None
+    assert choose(found, max_drop=0).chosen.name == "dense"
+
+
 def test_a_renamed_curve_is_not_computed_again(tmp_path):
     first = sweep(grid(pruned("weights", [0.5])), out=tmp_path)
     again = sweep(grid(pruned("magnitude", [0.5])), out=tmp_path)
@@ -209,6 +280,28 @@ def test_a_column_that_is_not_there_is_named(found):
     assert found.column("asked")[1] == 0.5
     with pytest.raises(SecateurError, match="no column 'accuraccy'.*test_accuracy"):
         found.column("accuraccy")
+
+
+def test_rows_and_csv_have_the_same_names_and_values(found):
+    """One table, whichever way it is asked for."""
+    rows = {row["fingerprint"]: row for row in found.rows}
+    text = csv_text(found.records)
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert set(table[0]) == {name for row in rows.values() for name in row}
+    assert len(table) == len(rows) == len(found)
+    for line in table:
+        row = rows[line["fingerprint"]]
+        assert [name for name in line if name in row] == list(row)
+        for name, cell in line.items():
+            value = row.get(name)
+            expected = json.dumps(value) if isinstance(value, dict | list | bool) else value
+            assert cell == ("" if expected is None else str(expected)), name
+    (tuned,) = [row for row in rows.values() if row["curve"] == "tuned"]
+    record = of(found, "tuned")
+    assert tuned["test_accuracy"] == record["test"]["accuracy"]
+    assert tuned["validation_loss"] == record["validation"]["loss"]
+    assert tuned["wall_seconds"] == record["seconds"]["wall"]
+    assert tuned["steps.0.sparsity"] == 0.9
 
 
 def test_what_cannot_be_sent_is_refused(tmp_path):

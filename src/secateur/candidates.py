@@ -21,17 +21,24 @@ from secateur.reporting.sweep_series import load_points
 # A file of these answers as the network in memory does, which export checks.
 SAME_ANSWERS = ("keras", "h5", "float32", "sparse", "onnx")
 REFERENCES = ("float32", "h5", "keras", "onnx")
+# What a network's answers are judged by: classes by accuracy, quantities by their squared error.
+QUALITIES = ("accuracy", "mse")
 # What is told of a candidate; each but accuracy is better when it is less.
-FIGURES = ("accuracy", "bytes", "gzip_bytes", "latency_us", "arena_bytes", "drop")
+FIGURES = (*QUALITIES, "bytes", "gzip_bytes", "latency_us", "arena_bytes", "drop")
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One candidate's file of one seed. accuracy, dense: on validation data, fractions."""
+    """One candidate's file of one seed, judged on validation data.
+
+    accuracy: a fraction; mse: mean squared error, where there are no classes. dense: the same of the
+    dense network. latency_us: of this format; arena_bytes: of a `.tflite`.
+    """
 
     seed: int
     accuracy: float | None
+    mse: float | None
     dense: float | None
     bytes: float | None
     gzip_bytes: float | None
@@ -60,7 +67,10 @@ class Candidate:
 
     @property
     def drop(self) -> float | None:
-        """Points of validation accuracy below the dense networks of the same seeds."""
+        """What validation says is lost against the dense networks of the same seeds.
+
+        Points of accuracy; for quantities by how many percent the squared error is larger.
+        """
         gaps = [_gap(file) for file in self.files]
         return _mean(gaps)
 
@@ -190,14 +200,18 @@ def _file(seed: int, row: Record, folder: Path | None, figures: Record) -> File:
     judged = row.get("validation")
     if judged is None and row["format"] in SAME_ANSWERS:
         judged = figures.get("network")
+    accuracy = (judged or {}).get("accuracy")
+    mse = (judged or {}).get("mse") if accuracy is None else None
+    dense = (figures.get("dense") or {}).get("accuracy" if mse is None else "mse")
     latency = row.get("latency")
     if latency is None and row["format"] == figures.get("timed"):
         latency = figures.get("latency")
     name = str(row["path"])
     return File(
         seed=seed,
-        accuracy=(judged or {}).get("accuracy"),
-        dense=(figures.get("dense") or {}).get("accuracy"),
+        accuracy=accuracy,
+        mse=mse,
+        dense=dense,
         bytes=row.get("bytes"),
         gzip_bytes=row.get("gzip_bytes"),
         latency_us=(latency or {}).get("median_us"),
@@ -229,9 +243,12 @@ def _setting(item: tuple[str, Any]) -> str:
 
 
 def _gap(file: File) -> float | None:
-    if file.accuracy is None or file.dense is None:
+    if file.dense is None:
         return None
-    return 100 * (file.dense - file.accuracy)
+    if file.accuracy is not None:
+        return 100 * (file.dense - file.accuracy)
+    # A network without any error has no share of it to lose.
+    return 100 * (file.mse / file.dense - 1) if file.mse is not None and file.dense else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from secateur.arrays.criteria import FROM_DATA
+from secateur.datasets import Data, Split
 from secateur.errors import SecateurError
 from secateur.weights import Weight
 
@@ -30,8 +31,8 @@ def evidence(
 ) -> dict[str, Evidence]:
     """Path -> what a criterion needs of a weight and data alone can tell; nothing when it needs none.
 
-    data: (x, y) or a list of such batches. loss: None takes the compiled one. Raises SecateurError
-    when data are needed and there are none.
+    data: as `pairs_of` takes them. loss: None takes the compiled one. Raises SecateurError when data
+    are needed and there are none.
     """
     wanted = FROM_DATA & set(needs)
     if not wanted:
@@ -41,7 +42,7 @@ def evidence(
             f"the criterion needs {' and '.join(sorted(wanted))}, which data alone can tell; give "
             "data=(x, y), a few hundred training samples, to callback() or apply()"
         )
-    batches = data if isinstance(data, list) else batches_of(*data)
+    batches = batches_given(data)
     rows = list(weights.values())
     found: dict[str, dict[str, np.ndarray]] = {path: {} for path in weights}
     if wanted & {"gradient", "squared_gradient"}:
@@ -52,6 +53,41 @@ def evidence(
         for path, norm in input_norms(model, rows, batches).items():
             found[path]["input_norm"] = norm
     return {path: {k: v for k, v in seen.items() if k in wanted} for path, seen in found.items()}
+
+
+def pairs_of(data: Any) -> list[Batch]:
+    """The (x, y) pairs that a caller gave: one, a list of them, or a `Data`'s training part.
+
+    Raises SecateurError for anything else.
+
+    >>> [x.shape for x, y in pairs_of((np.zeros((5, 2)), np.zeros(5)))]
+    [(5, 2)]
+    """
+    if isinstance(data, Data):
+        data = data.train
+        if data is None:
+            raise SecateurError(
+                "data without a training part received, expected one: the test part is read by the "
+                "final measurement alone; fix: give data=(x, y), training samples"
+            )
+    if isinstance(data, Split):
+        data = (data.x, data.y)
+    pairs = data if isinstance(data, list) else [data]
+    odd = next((p for p in pairs if not isinstance(p, tuple | list) or len(p) != 2), None)
+    if odd is None and pairs:
+        return [(x, y) for x, y in pairs]
+    of = "" if not isinstance(data, list) else f" of {type(odd).__name__}" if pairs else ", empty"
+    length = f" of length {len(odd)}" if isinstance(odd, tuple) else ""
+    raise SecateurError(
+        f"data {type(data).__name__}{of}{length} received, expected (x, y), a list of such batches or "
+        "what load_data gives; fix: data=(x_train, y_train), some hundred training samples"
+    )
+
+
+def batches_given(data: Any) -> list[Batch]:
+    """The batches that a caller gave as a list, or the first ones of what `pairs_of` takes besides."""
+    pairs = pairs_of(data)
+    return pairs if isinstance(data, list) else batches_of(*pairs[0])
 
 
 def batches_of(x: np.ndarray, y: Any, *, size: int = 64, limit: int = 16) -> list[Batch]:

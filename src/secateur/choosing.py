@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from secateur.candidates import Candidate, File, candidates
+from secateur.candidates import QUALITIES, Candidate, File, candidates
 from secateur.errors import SecateurError, nearest
 
 # What each budget limits. Accuracy apart, less is better everywhere.
@@ -25,18 +25,19 @@ LIMITS = {
     "max_arena": "arena_bytes",
     "max_drop": "drop",
 }
-PREFERENCES = ("accuracy", "bytes", "gzip_bytes", "latency_us", "arena_bytes")
+PREFERENCES = (*QUALITIES, "bytes", "gzip_bytes", "latency_us", "arena_bytes")
 SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 WORDS = {
     "accuracy": "validation accuracy",
-    "drop": "validation accuracy of a dense network to compare with",
+    "mse": "validation squared error",
+    "drop": "validation figure of a dense network to compare with",
     "bytes": "bytes",
     "gzip_bytes": "gzipped bytes",
     "latency_us": "latency",
     "arena_bytes": "arena (a .tflite that tflite-micro runs has one)",
 }
-SLACK = 1e-9  # of a drop: what subtracting fractions leaves of "exactly half a point"
+SLACK = 1e-9  # of a drop: what subtracting or dividing leaves of "exactly half a point"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Choice:
     budget; then `nearest` exceeds them by the least. needed: for each budget the least that would
     do with the others kept (None: no value would). ranges: lowest and highest of each figure. front:
     the candidates that no other beats in both `front_by` (the first size or time that was limited,
-    else gzipped bytes) and validation accuracy, smallest first.
+    else gzipped bytes) and `quality` on validation data, smallest first. quality: "accuracy", or
+    "mse" where the files answer with quantities.
     """
 
     chosen: Candidate | None
@@ -61,25 +63,26 @@ class Choice:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     front: Sequence[Candidate] = field(default=(), repr=False)
     front_by: str = "gzip_bytes"
+    quality: str = "accuracy"
     notes: Sequence[str] = ()
 
     @functools.cached_property
     def test(self) -> dict[str, Any] | None:
-        """Test accuracy of the chosen file, and of its candidate over the seeds; read here, first.
+        """Test accuracy (or mse) of the chosen file, and of its candidate over the seeds; read here, first.
 
         None where nothing was chosen.
         """
         if self.chosen is None or self.file is None:
             return None
-        found = [(file.row.get("accuracy"), file.row.get("n")) for file in self.chosen.files]
-        accuracies = [accuracy for accuracy, _ in found if accuracy is not None]
+        found = [file.row.get(self.quality) for file in self.chosen.files]
+        known = [value for value in found if value is not None]
         return {
-            "accuracy": self.file.row.get("accuracy"),
+            self.quality: self.file.row.get(self.quality),
             "n": self.file.row.get("n"),
-            "mean": fmean(accuracies) if accuracies else None,
-            "lowest": min(accuracies, default=None),
-            "highest": max(accuracies, default=None),
-            "seeds": len(accuracies),
+            "mean": fmean(known) if known else None,
+            "lowest": min(known, default=None),
+            "highest": max(known, default=None),
+            "seeds": len(known),
         }
 
     def to_record(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Choice:
             "needed": dict(self.needed),
             "ranges": {key: list(ends) for key, ends in self.ranges.items()},
             "front_by": self.front_by,
+            "quality": self.quality,
             "front": [candidate.to_record() for candidate in self.front],
             "candidates": [candidate.to_record() for candidate in self.candidates],
             "notes": list(self.notes),
@@ -118,14 +122,16 @@ def choose(
 
     runs: a folder, a `Sweep`, a `Run`, or records of either. max_bytes, max_gzip, max_arena: bytes,
     or text as "250kB" and "1MiB". max_latency: seconds, or text as "2ms". max_drop: points of
-    accuracy below the dense network. formats: only these. prefer: what decides among the files that
-    hold every budget: "accuracy" (the default), "bytes", "gzip_bytes" (the default where only the
-    drop is limited), "latency_us", "arena_bytes"; ties go to the more accurate, then the smaller.
+    accuracy below the dense network; where the network answers with quantities, percent by which
+    the mean squared error may be above the dense network's. formats: only these; every format that
+    the points have is considered otherwise. prefer: what decides among the files that hold every
+    budget: "accuracy" or "mse" (the default), "bytes", "gzip_bytes" (the default where only the drop
+    is limited), "latency_us", "arena_bytes"; ties go to the more accurate, then the smaller.
 
     Every judgement is made on validation data, by the mean over seeds. The file to ship is that of
-    the seed whose validation accuracy is nearest to their median, among those that hold the
-    budgets of size and time themselves. Raises SecateurError for records without files or without
-    validation figures.
+    the seed whose validation figure is nearest to their median, among those that hold the budgets of
+    size and time themselves. Raises SecateurError for records without files or without validation
+    figures.
 
     >>> row = {"row": "x-int8", "stage": "x", "format": "int8", "path": "x.tflite", "bytes": 9}
     >>> row["validation"] = {"accuracy": 0.9}
@@ -141,35 +147,46 @@ def choose(
         "max_drop": _points(max_drop),
     }
     budgets = {key: value for key, value in given.items() if value is not None}
-    if prefer is None:
-        prefer = "gzip_bytes" if set(budgets) == {"max_drop"} else "accuracy"
-    prefer = {"gzip": "gzip_bytes", "latency": "latency_us", "arena": "arena_bytes"}.get(
-        prefer, prefer
-    )
-    if prefer not in PREFERENCES:
+    if prefer is None and set(budgets) == {"max_drop"}:
+        prefer = "gzip_bytes"
+    short = {"gzip": "gzip_bytes", "latency": "latency_us", "arena": "arena_bytes"}
+    prefer = short.get(prefer or "", prefer)
+    if prefer not in (None, *PREFERENCES):
         raise SecateurError(f"prefer {prefer!r} received; {nearest(prefer, PREFERENCES)}")
     arena = "max_arena" in budgets or prefer == "arena_bytes"
     return decide(candidates(runs, formats, arena=arena), budgets, prefer)
 
 
-def decide(every: Sequence[Candidate], budgets: Mapping[str, float], prefer: str) -> Choice:
+def decide(
+    every: Sequence[Candidate], budgets: Mapping[str, float], prefer: str | None = None
+) -> Choice:
     """Choose among candidates; see `choose`. Raises SecateurError where none was judged at all."""
-    keys = {LIMITS[name] for name in budgets} | {"accuracy", prefer}
+    quality = quality_of(every)
+    if (
+        prefer in QUALITIES
+        and prefer != quality
+        and any(c.value(quality) is not None for c in every)
+    ):
+        raise SecateurError(
+            f"prefer {prefer!r} received, and these files are judged by {quality}; fix: prefer {quality}"
+        )
+    prefer = prefer or quality
+    keys = {LIMITS[name] for name in budgets} | {quality, prefer}
     judged = [c for c in every if all(c.value(key) is not None for key in keys)]
     notes = _unjudged(every, keys)
     if not judged:
         raise SecateurError(
             f"none of {len(every)} candidates can be judged ({'; '.join(notes)}); fix: "
-            + _remedy(every, keys)
+            + _remedy(every, keys, quality)
         )
     feasible = [c for c in judged if _holds(c, budgets) and _shippable(c, budgets)]
-    order = functools.partial(_rank, prefer=prefer)
+    order = functools.partial(_rank, prefer=prefer, quality=quality)
     limited = [LIMITS[name] for name in LIMITS if name in budgets and name != "max_drop"]
-    front_by = limited[0] if limited else prefer if prefer != "accuracy" else "gzip_bytes"
+    front_by = limited[0] if limited else prefer if prefer != quality else "gzip_bytes"
     chosen = min(feasible, key=order, default=None)
     return Choice(
         chosen=chosen,
-        file=None if chosen is None else _median_file(_shippable(chosen, budgets)),
+        file=None if chosen is None else _median_file(_shippable(chosen, budgets), quality),
         budgets=dict(budgets),
         prefer=prefer,
         candidates=tuple(every),
@@ -177,21 +194,27 @@ def decide(every: Sequence[Candidate], budgets: Mapping[str, float], prefer: str
         nearest=None if feasible else min(judged, key=lambda c: (_excess(c, budgets), order(c))),
         needed={} if feasible else _needed(judged, budgets),
         ranges=_ranges(judged),
-        front=pareto_front(judged, front_by),
+        front=pareto_front(judged, front_by, quality),
         front_by=front_by,
+        quality=quality,
         notes=notes,
     )
+
+
+def quality_of(every: Sequence[Candidate]) -> str:
+    """What candidates are judged by: "mse" where some have that and none an accuracy, else "accuracy"."""
+    found = [key for key in QUALITIES if any(c.value(key) is not None for c in every)]
+    return found[0] if found else "accuracy"
 
 
 def pareto_front(
     every: Sequence[Candidate], size: str = "bytes", quality: str = "accuracy"
 ) -> tuple[Candidate, ...]:
-    """The candidates that no other beats in both size (less) and quality (more), smallest first."""
+    """The candidates that no other beats in both size and quality, smallest first."""
     known = [
-        (small, -good, place, candidate)
+        (small, _badness(candidate.value(quality), quality), place, candidate)
         for place, candidate in enumerate(every)
-        if (small := candidate.value(size)) is not None
-        and (good := candidate.value(quality)) is not None
+        if (small := candidate.value(size)) is not None and candidate.value(quality) is not None
     ]
     front, best = [], math.inf
     for _, worse, _, candidate in sorted(known, key=lambda entry: entry[:3]):
@@ -238,7 +261,9 @@ def _quantity(value: float | str | None, units: Mapping[str, float], wrong: str)
 
 def _points(value: float | None) -> float | None:
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-        raise SecateurError(f"max_drop {value!r} received, expected points of accuracy, as 0.5")
+        raise SecateurError(
+            f"max_drop {value!r} received, expected points of accuracy, or percent of squared error, as 0.5"
+        )
     return None if value is None else float(value)
 
 
@@ -270,18 +295,24 @@ def _excess(candidate: Candidate, budgets: Mapping[str, float]) -> float:
     return max(_over(candidate.value(LIMITS[name]), name, budgets[name]) for name in budgets)
 
 
-def _rank(candidate: Candidate, prefer: str) -> tuple[float, ...]:
+def _badness(value: float | None, quality: str) -> float:
+    """What sorts the better first."""
+    if value is None:
+        return math.inf
+    return -value if quality == "accuracy" else value
+
+
+def _rank(candidate: Candidate, prefer: str, quality: str) -> tuple[float, ...]:
     """Ascending: what is preferred, then the more accurate, then the smaller."""
-    accuracy, size = candidate.value("accuracy") or 0.0, candidate.value("bytes") or math.inf
-    if prefer == "accuracy":
-        return (-accuracy, size)
-    return (candidate.value(prefer) or math.inf, -accuracy, size)
+    bad, size = _badness(candidate.value(quality), quality), candidate.value("bytes") or math.inf
+    return (bad, size) if prefer == quality else (candidate.value(prefer) or math.inf, bad, size)
 
 
-def _median_file(files: Sequence[File]) -> File:
+def _median_file(files: Sequence[File], quality: str) -> File:
     """The file of the seed nearest to the median; of two as near, that of the lower seed."""
-    middle = median([file.accuracy or 0.0 for file in files])
-    return min(files, key=lambda file: (abs((file.accuracy or 0.0) - middle), file.seed))
+    values = {file.seed: getattr(file, quality) or 0.0 for file in files}
+    middle = median(values.values())
+    return min(files, key=lambda file: (abs(values[file.seed] - middle), file.seed))
 
 
 def _needed(judged: Sequence[Candidate], budgets: Mapping[str, float]) -> dict[str, float | None]:
@@ -296,7 +327,7 @@ def _needed(judged: Sequence[Candidate], budgets: Mapping[str, float]) -> dict[s
 
 def _ranges(judged: Sequence[Candidate]) -> dict[str, tuple[float, float]]:
     found = {}
-    for key in ("accuracy", *LIMITS.values()):
+    for key in (*QUALITIES, *LIMITS.values()):
         values = [value for c in judged if (value := c.value(key)) is not None]
         if values:
             found[key] = min(values), max(values)
@@ -314,9 +345,12 @@ def _unjudged(every: Sequence[Candidate], keys: set[str]) -> list[str]:
     return notes
 
 
-def _remedy(every: Sequence[Candidate], keys: set[str]) -> str:
-    if all(c.value("accuracy") is None for c in every):
-        return "make these files again with this secateur, with a validation part and class labels"
+def _remedy(every: Sequence[Candidate], keys: set[str], quality: str) -> str:
+    if all(c.value(quality) is None for c in every):
+        return (
+            "make these files again with this secateur, with a validation part and labels (classes are "
+            "judged by accuracy, quantities by mse)"
+        )
     if "drop" in keys and all(c.value("drop") is None for c in every):
         return 'a curve without steps, [[curves]] name = "dense", to compare with'
     return "leave out the budget that was not measured, or measure it first"

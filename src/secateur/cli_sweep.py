@@ -111,14 +111,18 @@ def choose(
         str | None, typer.Option(help="RAM that a microcontroller needs: 64kB.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Points of accuracy below the dense network: 0.5.")
+        float | None,
+        typer.Option(
+            help="Points of accuracy below the dense network: 0.5; for quantities percent of squared error above."
+        ),
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="Only this format; may be repeated.")
+        list[str] | None,
+        typer.Option("--format", help="Only this format, not all; may be repeated."),
     ] = None,
     prefer: Annotated[
         str | None,
-        typer.Option(help="accuracy, bytes, gzip, latency or arena, among files that fit."),
+        typer.Option(help="accuracy (mse), bytes, gzip, latency or arena, among files that fit."),
     ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Write the Pareto front as .png, .svg or .pdf.")

@@ -22,6 +22,7 @@ from secateur.artifact import write_atomically
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.grids import Point
+from secateur.outlook import Outlook
 from secateur.point_records import unfinished
 from secateur.points import Dense
 from secateur.runtimes.keras import import_modules, save_model
@@ -81,10 +82,12 @@ class _Driver:
 
     def __init__(self, ray: Any, work: Any, store: Store):
         self.ray, self.work, self.store = ray, work, store
-        self.total = len(named := work.named())
-        every = work.points()
-        self.pending = {n: every[place] for place, n in named.items() if store.read(n) is None}
-        self.running: dict[Any, tuple[str, Point, Subject, ExitStack]] = {}
+        every, self.named = work.points(), work.named()
+        self.every = {name: every[place] for place, name in self.named.items()}
+        self.pending = {p: name for p, name in self.named.items() if store.read(name) is None}
+        self.groups = work.groups()
+        self.outlook = Outlook(self.every, store.read)
+        self.running: dict[Any, tuple[dict[str, Point], Subject, ExitStack]] = {}
         self.sent: dict[tuple, tuple[Any, Any, Subject]] = {}
         self.dense: dict[str, Any] = {}
         self.train = ray.remote(max_retries=RETRIES)(_train)
@@ -92,47 +95,53 @@ class _Driver:
 
     def drive(self, progress: Any, say: Any) -> None:
         """Send and receive until every point has a record."""
-        begun, already = time.perf_counter(), self.total - len(self.pending)
         try:
             while self.pending or self.running:
                 held = self._send()
                 ready = self.ray.wait(list(self.running), timeout=1.0)[0] if self.running else []
                 for reference in ready:
-                    point, record = self._receive(reference)
-                    say(f"{point.label}: {record['error'] or record['status']}")
+                    for point, record in self._receive(reference):
+                        say(f"{point.label}: {record['error'] or record['status']}")
                 if progress is not None:
-                    done = self.total - len(self.pending) - len(self.running)
-                    rate = (time.perf_counter() - begun) / max(done - already, 1)
-                    text = (
-                        f"{len(self.running)} sent, about {rate * (self.total - done):,.0f} s left"
-                    )
-                    progress("points", done, self.total, text)
+                    out = sum(len(group) for group, _, _ in self.running.values())
+                    tally = self.outlook.tally(out)
+                    progress("points", tally.finished, len(self.every), str(tally))
                 if held and not self.running:
                     time.sleep(LOOK)
         finally:
-            for _, _, _, claim in self.running.values():
-                claim.close()
+            for _, _, claims in self.running.values():
+                claims.close()
 
     def _send(self) -> int:
-        """Submit points while there is room; how many others hold."""
+        """Submit groups of points while there is room; how many points others hold."""
         cores = int(self.ray.cluster_resources().get("CPU", 1))
         held = 0
-        for name, point in list(self.pending.items()):
+        for place in list(self.pending):
             if len(self.running) >= AHEAD * max(1, cores):
                 break
-            with ExitStack() as claim:
-                if not claim.enter_context(self.store.claim(name)):
-                    held += 1
-                    continue
-                del self.pending[name]
-                if self.store.read(name) is not None:
-                    continue
-                parcel, data, subject = self._parcel(point)
-                identity = subject.identity(point)
-                dense = self._dense(identity, point, parcel, data)
-                reference = self.trial.remote(point, identity, parcel, data, dense)
-                self.running[reference] = name, point, subject, claim.pop_all()
+            if place not in self.pending:  # went with one before it
+                continue
+            with ExitStack() as claims:
+                group: dict[str, Point] = {}
+                for mate in [p for p in self.groups[place] if p in self.pending]:
+                    name = self.pending[mate]
+                    if not claims.enter_context(self.store.claim(name)):
+                        held += 1
+                        continue
+                    del self.pending[mate]
+                    if self.store.read(name) is None:
+                        group[name] = self.every[name]
+                if group:
+                    reference, subject = self._submit(list(group.values()))
+                    self.running[reference] = group, subject, claims.pop_all()
         return held
+
+    def _submit(self, group: list[Point]) -> tuple[Any, Subject]:
+        """One task for points that are computed together."""
+        parcel, data, subject = self._parcel(group[0])
+        identity = subject.identity(group[0])
+        dense = self._dense(identity, group[0], parcel, data)
+        return self.trial.remote(group, identity, parcel, data, dense), subject
 
     def _parcel(self, point: Point) -> tuple[Any, Any, Subject]:
         key = (point.recipe.model, point.recipe.data, point.seed)
@@ -150,20 +159,22 @@ class _Driver:
             self.dense[identity] = found
         return self.dense[identity]
 
-    def _receive(self, reference: Any) -> tuple[Point, dict[str, Any]]:
-        name, point, subject, claim = self.running.pop(reference)
-        with claim:
-            identity = subject.identity(point)
+    def _receive(self, reference: Any) -> list[tuple[Point, dict[str, Any]]]:
+        group, subject, claims = self.running.pop(reference)
+        listed = list(group.values())
+        with claims:
+            identity = subject.identity(listed[0])
             try:
-                record, files = self.ray.get(reference)
+                records, files = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:  # a node lost again and again, no memory
-                record, files = unfinished(point, identity, subject, error), {}
-            if self.store.kept(identity) is None and record["status"] == "done":
+                records, files = [unfinished(p, identity, subject, error) for p in listed], {}
+            if self.store.kept(identity) is None and any(r["status"] == "done" for r in records):
                 self.store.shared(identity, lambda: self.ray.get(self.dense[identity]))
-            for file, content in files.items():
-                write_atomically(self.store.folder(name) / file, content)
-            self.store.write(record)
-        return point, record
+            for file, content in files.items():  # of a point that stands alone
+                write_atomically(self.store.folder(next(iter(group))) / file, content)
+            for record in records:
+                self.store.write(record)
+        return list(zip(listed, records, strict=True))
 
 
 def _train(point: Point, parcel: Parcel, data: Data) -> Any:
@@ -171,13 +182,15 @@ def _train(point: Point, parcel: Parcel, data: Data) -> Any:
     return points.train_dense(point, parcel.subject(point, data)).to_arrays()
 
 
-def _trial(point: Point, identity: str, parcel: Parcel, data: Data, dense: Any) -> Any:
-    """On a node: a point's record, and its files by name."""
-    subject = parcel.subject(point, data)
+def _trial(
+    group: list[Point], identity: str, parcel: Parcel, data: Data, dense: Any
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """On a node: the records of points that are computed together, and the files of one by name."""
+    subject = parcel.subject(group[0], data)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            record = points.compute(
-                point,
+            records = points.compute_group(
+                group,
                 identity,
                 subject,
                 Dense.from_arrays(*dense),
@@ -185,9 +198,9 @@ def _trial(point: Point, identity: str, parcel: Parcel, data: Data, dense: Any) 
                 imports=parcel.imports,
             )
         except Exception as error:  # a point's own failure ends that point alone
-            return unfinished(point, identity, subject, error), {}
+            return [unfinished(p, identity, subject, error) for p in group], {}
         files = {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.is_file()}
-    return record, files
+    return records, files
 
 
 def _connected(address: str) -> Any:

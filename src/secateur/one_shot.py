@@ -151,7 +151,7 @@ class OneShotCurve:
 
     def _prepared(self, sparsity: float, cut: Callable[[float], Changed]) -> _Cut:
         """What one sparsity changes, and what there is to say of it before any sample is seen."""
-        with _clock() as took:
+        with clock() as took:
             try:
                 changed = cut(sparsity)
                 arrays = {path: read() for path, read in changed.items()}
@@ -167,10 +167,10 @@ class OneShotCurve:
     def _evaluated(self, cut: _Cut, batches: list[Any], y: np.ndarray) -> OneShotPoint:
         if "error" in cut.point:
             return OneShotPoint(**cut.point)
-        with _clock() as took:
+        with clock() as took:
             given = (cut.small,) if cut.small is not None else self._values(cut.changed)
             found = judged(self._forward.over(batches, len(y), *given), y)
-        wall, cpu = (a + b for a, b in zip(cut.took, took, strict=True))
+        wall, cpu = (cut.took[key] + took[key] for key in ("wall", "cpu"))
         return OneShotPoint(**cut.point, **found, wall=wall, cpu=cpu)
 
     def _values(self, changed: Changed) -> tuple[list[Any], list[Any]]:
@@ -213,7 +213,7 @@ class _Cut:
     """One sparsity, cut: what there is to say of it, and what to evaluate."""
 
     point: Mapping[str, Any]
-    took: list[float]  # wall and CPU seconds
+    took: Mapping[str, float]  # wall and CPU seconds
     changed: Changed = field(default_factory=dict, repr=False)
     small: Arrays | None = field(default=None, repr=False)
 
@@ -327,6 +327,23 @@ def judged(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return {"metrics": metrics, "predictions": chosen.astype(int), "right": chosen == labels}
 
 
+@contextlib.contextmanager
+def clock() -> Iterator[dict[str, float]]:
+    """Wall and CPU seconds of the block, filled in when it ends.
+
+    >>> with clock() as took:
+    ...     pass
+    >>> sorted(took), took["wall"] >= 0
+    (['cpu', 'wall'], True)
+    """
+    took = {"wall": 0.0, "cpu": 0.0}
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield took
+    finally:
+        took |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
 def _squares(value: np.ndarray) -> float:
     flat = np.ravel(value).astype(np.float32, copy=False)
     return float(np.vdot(flat, flat))
@@ -334,14 +351,3 @@ def _squares(value: np.ndarray) -> float:
 
 def _itself(value: np.ndarray) -> np.ndarray:
     return value
-
-
-@contextlib.contextmanager
-def _clock() -> Iterator[list[float]]:
-    """Wall and CPU seconds of the block, there when it ends."""
-    took: list[float] = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    try:
-        yield took
-    finally:
-        took += [time.perf_counter() - wall, time.process_time() - cpu]

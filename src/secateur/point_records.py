@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -101,6 +101,24 @@ def epochs_of(point: Point, before: int) -> dict[str, int]:
     if point.scratch is not None:
         before, after = 0, point.scratch.epochs
     return {"dense": before, "after": after, "total": before + after}
+
+
+def joined_histories(
+    histories: Sequence[Mapping[str, Sequence[float]]],
+) -> dict[str, list[float | None]]:
+    """The metrics of trainings that followed each other as one, None where one did not take it.
+
+    >>> joined_histories([{"loss": [0.5, 0.4]}, {"loss": [0.3], "val_loss": [0.6]}])
+    {'loss': [0.5, 0.4, 0.3], 'val_loss': [None, None, 0.6]}
+    """
+    names = dict.fromkeys(name for history in histories for name in history)
+    found: dict[str, list[float | None]] = {name: [] for name in names}
+    for history in histories:
+        epochs = max(map(len, history.values()), default=0)
+        for name in names:
+            values = list(history.get(name, ()))
+            found[name] += [*values, *[None] * (epochs - len(values))]
+    return found
 
 
 def unfinished(

@@ -7,9 +7,7 @@ The test part is taken away before anything is trained or chosen, and read once,
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import numpy as np
 
 from secateur.arrays.masks import zeros_count
 from secateur.capture import batches_of
-from secateur.compression import Stage, copy_model, run_step, snapshot_for
+from secateur.compression import Stage, copy_model, run_step, snapshot_for, specified
 from secateur.datasets import Data, Split
 from secateur.dense_chain import chain, dead_weights, is_chain, narrow, require_units
 from secateur.errors import Impossible
@@ -29,9 +27,17 @@ from secateur.grids import Point, fingerprint
 from secateur.measurement import score
 from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits
-from secateur.one_shot import OneShotCurve, judged
+from secateur.one_shot import OneShotCurve, clock, judged
 from secateur.pipeline import PARITY_INPUTS
-from secateur.point_records import asked, epochs_of, new_record, packed, shape_of, unfinished
+from secateur.point_records import (
+    asked,
+    epochs_of,
+    joined_histories,
+    new_record,
+    packed,
+    shape_of,
+    unfinished,
+)
 from secateur.run_folder import plain
 from secateur.runtimes.keras import KerasSession
 from secateur.subjects import Subject
@@ -74,7 +80,7 @@ def train_dense(point: Point, subject: Subject, progress: Progress | None = None
     early = snapshot_for(point.recipe, 0)
     model = copy_model(subject.model)
     history: dict[str, list[float]] = {}
-    with _clock() as took:
+    with clock() as took:
         if subject.untrained:
             found = train(
                 model,
@@ -89,7 +95,7 @@ def train_dense(point: Point, subject: Subject, progress: Progress | None = None
     record = {
         "epochs": point.recipe.train.epochs if subject.untrained else 0,
         "history": history,
-        "seconds": took,
+        "seconds": _seconds(took),
         "validation": _evaluated(model, subject.data.validation)[0],
     }
     return Dense(weights=model.get_weights(), record=plain(record), early=early)
@@ -112,17 +118,14 @@ def compute(
     model = _started(point, subject, dense)
     before = {w.path: w.read() for w in weight_table(model) if w.role in ("kernel", "embedding")}
     data = dataclasses.replace(subject.data, test=None)
-    with _clock() as took:
-        stage = _carried_out(point, model, subject, dense, data, progress)
+    with clock() as took:
+        stage, history = _carried_out(point, model, subject, dense, data, progress)
         zeros = _zeros(stage.model, before)
     found = new_record(point, identity, subject)
     found["sparsity"] |= zeros.pop("sparsity")
     found |= zeros
     found["epochs"] = epochs_of(point, int(dense.record["epochs"]))
-    found["history"] = {
-        "dense": dense.record["history"],
-        "after": {} if stage.history is None else stage.history.metrics,
-    }
+    found["history"] = {"dense": dense.record["history"], "after": history}
     found["notes"] = list(stage.notes)
     found["validation"] = _evaluated(stage.model, subject.data.validation)[0]
     small = stage.model
@@ -139,8 +142,33 @@ def compute(
     found |= _files(point, stage, small, subject, folder, imports)
     found["test"] = _test(stage.model, subject.data.test)
     # The dense network's own point carries what its training took.
-    found["seconds"] = dict(dense.record["seconds"]) if found["kind_of"] == "dense" else took
+    found["seconds"] = (
+        dict(dense.record["seconds"]) if found["kind_of"] == "dense" else _seconds(took)
+    )
     return plain(found)
+
+
+def compute_group(
+    group: Sequence[Point],
+    identity: str,
+    subject: Subject,
+    dense: Dense,
+    *,
+    folder: Path | None = None,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Return the records of points that are computed together: several of one `one_shot_key`, or one.
+
+    folder, imports, progress: of the point that stands alone, as for `compute`.
+    """
+    if one_shot_key(group[0], subject) is not None:
+        return compute_one_shot(group, identity, subject, dense)
+    (point,) = group
+    record = compute(
+        point, identity, subject, dense, folder=folder, imports=imports, progress=progress
+    )
+    return [record]
 
 
 def one_shot_key(point: Point, subject: Subject) -> str | None:
@@ -243,15 +271,18 @@ def _started(point: Point, subject: Subject, dense: Dense) -> Any:
 
 def _carried_out(
     point: Point, model: Any, subject: Subject, dense: Dense, data: Data, progress: Progress | None
-) -> Stage:
+) -> tuple[Stage, dict[str, list[float | None]]]:
+    """The last stage, and the history of all that was trained for it."""
     if point.scratch is not None:
         settings = dataclasses.replace(point.recipe.train, epochs=point.scratch.epochs)
         label = f"from scratch, seed {point.seed}"
         history = train(
             model, data, settings, seed=1000 * point.seed, progress=progress, label=label
         )
-        return Stage(name="scratch", method="train", model=model, history=history)
+        stage = Stage(name="scratch", method="train", model=model, history=history)
+        return stage, joined_histories([history.metrics])
     stage = Stage(name="baseline", method="train", model=model, early=dense.early)
+    histories = []
     for number, name in enumerate(point.recipe.stage_names()):
         stage = run_step(
             model,
@@ -263,7 +294,8 @@ def _carried_out(
             loss=compiled_loss(subject.model),
             progress=progress,
         )
-    return stage
+        histories += [] if stage.history is None else [stage.history.metrics]
+    return stage, joined_histories(histories)
 
 
 def _zeros(model: Any, before: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -317,7 +349,7 @@ def _files(
     split = subject.data.validation or subject.data.train
     calibration = subject.data.calibration
     # A narrowed network has kernels of other shapes: per-layer widths are of the full one.
-    specification = point.recipe.specification(weight_table(stage.model))
+    specification = specified(point.recipe, [stage])
     formats = point.recipe.export.formats
     if specification is not None:
         formats = specification.formats(formats)
@@ -342,13 +374,5 @@ def _files(
     return {"rows": rows, "file": file, "latency": None}
 
 
-@contextmanager
-def _clock() -> Iterator[dict[str, float]]:
-    """Wall and CPU seconds of the block, filled in when it ends."""
-    took = {"wall": 0.0, "cpu": 0.0}
-    wall, cpu = time.perf_counter(), time.process_time()
-    try:
-        yield took
-    finally:
-        took["wall"] = round(time.perf_counter() - wall, 3)
-        took["cpu"] = round(time.process_time() - cpu, 3)
+def _seconds(took: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 3) for key, value in took.items()}

@@ -30,6 +30,7 @@ from secateur.point_records import fingerprint_of, unfinished
 from secateur.points import Dense
 from secateur.reporting.sweep_console import rich_tables
 from secateur.reporting.sweep_page import write_sweep_html
+from secateur.reporting.sweep_series import point_row
 from secateur.runtimes.keras import import_modules, save_model
 from secateur.shape_timing import time_shapes
 from secateur.store import Store
@@ -57,8 +58,11 @@ class Sweep:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a point: curve, seed, settings, sparsity, accuracy, loss, bytes, seconds."""
-        return [row(record) for record in self.records]
+        """One flat row a point, with the names and values of `secateur report --csv`.
+
+        None is what was not taken. Accuracies are fractions, times in seconds or, `_us`, microseconds.
+        """
+        return [point_row(record) for record in self.records]
 
     def column(self, name: str) -> list[Any]:
         """One column of the rows; raises SecateurError for a name that no row has."""
@@ -83,26 +87,6 @@ class Sweep:
 
     def __len__(self) -> int:
         return len(self.records)
-
-
-def row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's record as one flat row.
-
-    >>> row({"curve": "weights", "seed": 0, "status": "failed", "error": "no"})["status"]
-    'failed'
-    """
-    sparsity = record.get("sparsity") or {}
-    found = {key: record.get(key) for key in ("curve", "seed", "status", "error")}
-    found |= dict(record.get("settings") or {})
-    found |= {"asked": sparsity.get("asked"), "realised": sparsity.get("realised")}
-    for part in ("validation", "test"):
-        values = record.get(part) or {}
-        found |= {f"{part}_{name}": values.get(name) for name in ("accuracy", "loss")}
-    file, seconds = record.get("file") or {}, record.get("seconds") or {}
-    found |= {"epochs": (record.get("epochs") or {}).get("total")}
-    found |= {"bytes": file.get("bytes"), "gzip_bytes": file.get("gzip_bytes")}
-    found |= {"latency_us": (record.get("latency") or {}).get("median_us")}
-    return found | {"wall_seconds": seconds.get("wall"), "cpu_seconds": seconds.get("cpu")}
 
 
 def sweep(
@@ -234,6 +218,14 @@ class Work:
             found[place] = fingerprint_of(point, shared[key])
         return found
 
+    def groups(self) -> dict[int, list[int]]:
+        """Place of each point -> places of those that are computed with it, itself among them."""
+        together: dict[Any, list[int]] = {}
+        for place, point in enumerate(self.points()):
+            key = points.one_shot_key(point, self.subject(point))
+            together.setdefault(place if key is None else key, []).append(place)
+        return {place: mates for mates in together.values() for place in mates}
+
 
 def carry_out(
     work: Work,
@@ -251,7 +243,7 @@ def carry_out(
     every, named = work.points(), work.named()
     pending, computed = dict(named), 0
     outlook = Outlook({name: every[place] for place, name in named.items()}, store.read)
-    groups = _groups(work)
+    groups = work.groups()
     while pending and (limit is None or computed < limit):
         held = 0
         for place in list(pending):
@@ -281,15 +273,6 @@ def carry_out(
             time.sleep(WAIT)
 
 
-def _groups(work: Work) -> dict[int, list[int]]:
-    """Place of each point -> places of those that are computed with it."""
-    together: dict[Any, list[int]] = {}
-    for place, point in enumerate(work.points()):
-        key = points.one_shot_key(point, work.subject(point))
-        together.setdefault(place if key is None else key, []).append(place)
-    return {place: mates for mates in together.values() for place in mates}
-
-
 def _compute(
     work: Work, store: Store, group: Mapping[str, Point], progress: Progress | None, say: Say
 ) -> None:
@@ -305,19 +288,15 @@ def _compute(
                 identity, lambda: points.train_dense(point, subject, progress).to_arrays()
             )
         )
-        if points.one_shot_key(point, subject) is not None:
-            records = points.compute_one_shot(list(group.values()), identity, subject, dense)
-        else:
-            record = points.compute(
-                point,
-                identity,
-                subject,
-                dense,
-                folder=store.folder(name),
-                imports=work.imports,
-                progress=progress,
-            )
-            records = [record]
+        records = points.compute_group(
+            list(group.values()),
+            identity,
+            subject,
+            dense,
+            folder=store.folder(name),
+            imports=work.imports,
+            progress=progress,
+        )
     except Exception as error:  # a point's own failure, whatever it is, ends that point alone
         if _of_the_store(error):
             raise

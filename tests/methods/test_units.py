@@ -1,5 +1,6 @@
 """Units removed at once: which, what becomes zero, what a repair gives back, what is refused."""
 
+import dataclasses
 import functools
 
 import keras
@@ -229,6 +230,39 @@ def test_the_last_unit_is_never_removed():
         PruneUnits(sparsity=0.99).apply(model)
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_data_may_be_what_load_data_gives_its_training_part():
+    data = load("digits")
+    method = PruneUnits(sparsity=0.5, **REPAIRED)
+    found = []
+    for given in (data, data.train, (data.train.x, data.train.y), [(data.train.x, data.train.y)]):
+        model = copy_model(trained())
+        method.apply(model, data=given)
+        found.append(model.get_weights())
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda: dataclasses.replace(load("digits"), train=None), "without a training part"),
+        (lambda: np.zeros((9, 8, 8)), "data ndarray received"),
+        (lambda: [np.zeros((9, 8, 8))], "data list of ndarray received"),
+        (lambda: [], "data list, empty received"),
+        (lambda: (np.zeros((9, 8, 8)),), "data tuple of length 1 received"),
+        (lambda: "digits", "data str received"),
+    ],
+)
+def test_data_of_another_kind_are_refused_in_one_line(given, told):
+    before = trained().get_weights()
+    with pytest.raises(SecateurError, match=rf"{told}.*expected .*fix: ") as error:
+        PruneUnits(sparsity=0.5, **REPAIRED).apply(trained(), data=given())
+    assert "\n" not in str(error.value)
+    for now, then in zip(trained().get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
 
 
 def test_what_cannot_be_meant_is_refused_in_one_line():

@@ -69,3 +69,15 @@ def test_a_long_line_shows_its_marks_to_the_pointer_only():
 
     assert "faint" not in drawn(10)
     assert drawn(11).count("faint") == 11
+
+
+def test_a_bare_line_says_its_name_and_values_itself():
+    axis = charts.Axis(ticks=[0.0, 1.0, 2.0], text=lambda v: f"<{v:g}>", label="epoch")
+    line = charts.Line(
+        name="a & b", style="cut", points=[(0, 0), (1, 1), (2, 0.5)], joined=1, bare=True
+    )
+    alone = charts.Line(name="one epoch", style="cut", points=[(1, 1)], bare=True)
+    svg = charts.line_chart([line, alone], x=axis, y=axis, label="x")
+    assert 'data-at="&lt;1&gt;|&lt;2&gt;" data-values="&lt;1&gt;|&lt;0.5&gt;"' in svg
+    assert "<title>a &amp; b</title></path>" in svg
+    assert svg.count("<circle") == 1 and "one epoch" in svg  # nothing to draw a path through

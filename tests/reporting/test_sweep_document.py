@@ -83,7 +83,7 @@ def test_the_document_has_findings_figures_table_and_method(word, points):
     text = "\n".join(texts(word)).replace("\N{NO-BREAK SPACE}", " ")
     assert text.index("What was found") < text.index("Figure 1") < text.index("How it was measured")
     assert "The curves part at 70 %" in text and "MemoryError" in text
-    assert len(word.inline_shapes) == 3
+    assert len(word.inline_shapes) == 4  # accuracy, loss, time, training
     assert all(shape._inline.docPr.get("descr") for shape in word.inline_shapes)
     (table,) = word.tables
     assert table.rows[0].cells[0].text == "curve" and table.rows[1].cells[0].text == "dense"
@@ -175,10 +175,10 @@ def test_csv_gives_every_figure_back(points, tmp_path):
     for point in points:
         row = found[point["fingerprint"]]
         if point["status"] == "done":
-            assert float(row["accuracy"]) == point["test"]["accuracy"]
+            assert float(row["test_accuracy"]) == point["test"]["accuracy"]
             assert float(row["asked"]) == point["sparsity"]["asked"]
         else:
-            assert row["accuracy"] == "" and row["error"] == point["error"]
+            assert row["test_accuracy"] == "" and row["error"] == point["error"]
     lab = write_csv(example_runs(3), tmp_path / "lab.csv")
     assert lab.read_text().startswith("row,stage,format")
 
@@ -187,7 +187,7 @@ def test_markdown_has_findings_figures_and_table(points, tmp_path):
     path = write_markdown(points, tmp_path / "report.md")
     text = path.read_text()
     assert "part at 70 %" in text and "](<report-accuracy.png>)" in text
-    for name in ("accuracy", "loss", "time"):
+    for name in ("accuracy", "loss", "time", "training"):
         assert (tmp_path / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in rows}) == 1 and len(rows) > 30

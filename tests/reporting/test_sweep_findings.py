@@ -361,4 +361,4 @@ def test_the_frame_has_a_row_a_point(points):
     assert len(table) == len(points) + 1
     assert table[0]["curve"] == "dense" and table[0]["latency_us"] == 148.6
     failed = next(row for row in table if row["status"] == "failed")
-    assert failed["accuracy"] is None and failed["error"].startswith("MemoryError")
+    assert failed["test_accuracy"] is None and failed["error"].startswith("MemoryError")

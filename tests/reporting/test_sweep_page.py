@@ -1,5 +1,7 @@
 """The page of a sweep: what it holds as text, and what it does in a real Chromium."""
 
+import copy
+import math
 import re
 
 import pytest
@@ -8,6 +10,7 @@ from tests.reporting.sweep_example import example_points, failed_point, impossib
 from tests.reporting.test_page_in_chromium import BACKGROUND, CONTRAST, OVERFLOW
 
 from secateur.errors import SecateurError
+from secateur.reporting import sweep_training
 from secateur.reporting.sweep_lines import curves, dense_level, zoomed
 from secateur.reporting.sweep_page import render, write_sweep_html
 from secateur.reporting.sweep_series import studies
@@ -101,6 +104,63 @@ def test_time_has_a_line_a_kind(points):
     assert found["weights"].borrowed and not found["units"].borrowed
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_training_begins_where_the_dense_network_ended(points):
+    (study,) = studies(points)
+    found = sweep_training.trainings(study, "loss")
+    dense = next(one for one in found if one.number is None and one.validation)
+    assert [epoch for epoch, _ in dense.points] == list(range(1, 11))
+    own = [one for one in found if one.name == "units + 1 epoch" and one.validation]
+    assert [one.k for one in own] == [0.8, 0.9, 0.95] and all(one.joined for one in own)
+    assert [one.points[0] for one in own] == [dense.points[-1]] * 3
+    after = [p["history"]["after"]["val_loss"][0] for p in points
+             if p["curve"] == "units + 1 epoch" and p["sparsity"]["asked"] == 0.9]  # fmt: skip
+    assert own[1].points[1:] == [(11.0, pytest.approx(sum(after) / 3))]
+    small = next(one for one in found if "scratch" in one.name)
+    assert small.points[0][0] == 1.0 and not small.joined
+    assert not any("one-shot" in one.name for one in found)
+
+
+def test_an_epoch_that_diverged_or_was_not_validated_is_left_out(points):
+    own = [p for p in points if p["curve"] == "weights + 1 epoch" and p["status"] == "done"]
+    odd = copy.deepcopy(own)
+    for point in odd:
+        point["history"]["after"] = {"loss": [math.nan, 0.5, None], "val_loss": [None, 0.5, 0.75]}
+    (study,) = studies(odd)
+    found = {one.validation: one for one in sweep_training.trainings(study, "loss") if one.k == 0.9}
+    assert found[False].points[1:] == [(12.0, 0.5)]
+    assert found[True].points[1:] == [(12.0, 0.5), (13.0, 0.75)]
+    assert (
+        "NaN" not in render(odd) and "nan" not in sweep_training.figure(study)["charts"][0]["svg"]
+    )
+
+
+def test_a_sweep_that_trained_nothing_has_no_such_section(points):
+    bare = [p | {"history": {"dense": {}, "after": {}}} for p in points if p["status"] == "done"]
+    assert 'id="training-0"' not in render(bare) and 'id="training-0"' in render(points)
+    (study,) = studies(bare)
+    assert sweep_training.figure(study) is None and sweep_training.plot_lines(study) == []
+
+
+def test_many_trainings_stay_some_kilobytes(points):
+    """Ten curves at ten sparsities, thirty epochs each, as a full challenge has them."""
+    numbers = [1 / (n + 3) for n in range(30)]
+    history = {key: numbers for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
+    (template,) = [p for p in points if p["curve"] == "weights + 1 epoch" and p["seed"] == 0
+                   and p["sparsity"]["asked"] == 0.9]  # fmt: skip
+    many = [
+        template | {"curve": f"curve {c}", "sparsity": template["sparsity"] | {"asked": k / 11},
+                    "history": {"dense": history, "after": history}, "fingerprint": f"{c}-{k}"}
+        for c in range(10) for k in range(1, 11)
+    ]  # fmt: skip
+    (study,) = studies(many)
+    charts = sweep_training.figure(study)["charts"]
+    assert [chart["name"] for chart in charts] == ["Loss", "Accuracy"]
+    assert sum(len(chart["svg"]) for chart in charts) < 500_000
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
@@ -184,3 +244,34 @@ def test_values_are_read_under_the_pointer(browser, challenge):
     read = browser.evaluate("document.querySelector('.plot:not([hidden]) .readout').textContent")
     assert read.startswith("asked 95 %: ")
     assert re.search(r"weights, one-shot: \d\d\.\d\d %", read)
+
+
+STRONG = """[...document.querySelectorAll('.course .line:not(.aside):not(.dashed) title')]
+  .filter(e => e.parentElement.getClientRects().length).map(e => e.textContent)"""
+
+
+def test_the_sparsity_whose_training_stands_out_is_chosen(browser, challenge):
+    browser.open(challenge)
+    before = browser.evaluate(STRONG)
+    assert "units + 1 epoch at 90 %, validation" in before and "dense, validation" in before
+    assert not any("at 95 %" in name for name in before)
+    browser.evaluate(
+        "[...document.querySelectorAll('.trainings label')].find(e => e.textContent.trim() === '95 %').click()"
+    )
+    after = browser.evaluate(STRONG)
+    assert "units + 1 epoch at 95 %, validation" in after and not any("at 90 %" in n for n in after)
+    assert browser.evaluate("document.querySelector('[data-level]').textContent") == "95 %"
+    boxes = "[...document.querySelectorAll('.trainings input[data-curve]')]"
+    browser.evaluate(f"{boxes}.forEach(e => e.click())")
+    assert browser.evaluate(STRONG) == ["dense, validation"] * 2
+
+
+def test_an_epoch_is_read_under_the_pointer(browser, challenge):
+    browser.open(challenge)
+    browser.evaluate("""(() => {
+      const svg = document.querySelectorAll('.course svg')[1], box = svg.getBoundingClientRect();
+      svg.dispatchEvent(new PointerEvent('pointermove', {clientX: box.right - 20, clientY: box.y + 40}));
+    })()""")
+    read = browser.evaluate("document.querySelectorAll('.course .readout')[1].textContent")
+    assert read.startswith("epoch 11: ")
+    assert re.search(r"units \+ 1 epoch at 90 %, validation: \d\d\.\d\d %", read)

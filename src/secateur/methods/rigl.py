@@ -12,7 +12,7 @@ import numpy as np
 from secateur.arrays import allocation as allocations
 from secateur.arrays.masks import apply_mask, regrown, zeros_count
 from secateur.arrays.ranking import Ranked, masks
-from secateur.capture import batches_of, gradients
+from secateur.capture import batches_given, gradients
 from secateur.errors import SecateurError
 from secateur.plan import Plan, plan_selection
 from secateur.project import Projection, ProjectionCallback
@@ -127,7 +127,7 @@ class RigLCallback(ProjectionCallback):
                 "RigL grows weights where gradients are largest and needs data for them; "
                 "give callback(data=(x, y)), a few hundred training samples"
             )
-        self._batches = data if isinstance(data, list) else batches_of(*data)
+        self._batches = batches_given(data)
         self._selected: dict[str, Weight] = {}
         self._keep: dict[str, np.ndarray] = {}
         self._update = -1

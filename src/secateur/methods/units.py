@@ -12,6 +12,7 @@ from keras import ops
 
 from secateur.arrays.masks import apply_mask, unstructured, zeros_count
 from secateur.arrays.repair import RIDGE, resolve_next, unit_scores
+from secateur.capture import pairs_of
 from secateur.dense_chain import Arrays, Chain, Kept, chain, require_units
 from secateur.errors import SecateurError, nearest
 from secateur.plan import Change, Plan
@@ -132,8 +133,9 @@ class PruneUnits:
     ) -> dict[str, np.ndarray]:
         """Remove the units at once (in place); the masks of the kernels, True = kept.
 
-        data: (x, y) or a list of such batches, for what looks at activations. Raises SecateurError
-        (`Impossible`) when a layer would lose all its units; the model is then as it was.
+        data: (x, y), a list of such batches or what `load_data` gives (its training part), for what
+        looks at activations. Raises SecateurError (`Impossible`) when a layer would lose all its
+        units; the model is then as it was.
         """
         _refuse_zeros(zeros)
         ranking = self.rank(model, data)
@@ -327,5 +329,4 @@ def _samples(data: Any, method: PruneUnits) -> np.ndarray | None:
             f"score {method.score!r} with repair {method.repair!r} looks at activations, and no data "
             "was received; fix: give data=(x, y), about 1,000 training samples"
         )
-    parts = data if isinstance(data, list) else [data]
-    return np.concatenate([np.asarray(x) for x, _ in parts])[: method.samples]
+    return np.concatenate([np.asarray(x) for x, _ in pairs_of(data)])[: method.samples]

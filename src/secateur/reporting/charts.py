@@ -21,6 +21,7 @@ class Line:
     """One line of a chart: its name, its CSS class, points (x, y) and the range over seeds, if any.
 
     The first `joined` points belong to another line: they connect a branch to its stem, unmarked.
+    bare: no marks; the path itself says its name and its values, for charts of many lines.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Line:
     dashed: bool = False
     joined: int = 0
     steps: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,10 @@ def line_chart(lines: Sequence[Line], *, x: Axis, y: Axis, label: str) -> str:
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x.label, "middle", "axis"))
     parts += [_band(line, x_of, y_of) for line in lines if len(line.band) > 1]
     for line in lines:
-        parts += _path(line, x_of, y_of)
+        parts += _path(line, x_of, y_of, (x.text, y.text))
     for line in lines:  # marks last: a stem's end lies where its branches begin
+        if line.bare and len(line.points) > 1:
+            continue
         for at_x, at_y in line.points[line.joined :]:
             tip = _title(f"{line.name}: {y.text(at_y)} at {x.label} {x.text(at_x)}")
             hollow = " hollow" if line.dashed else ""
@@ -192,6 +196,19 @@ def dot_strip(
     return _strip(parts, label)
 
 
+def range_strip(low: float, high: float, widest: float, label: str) -> str:
+    """Draw a range as a bar over an axis from -widest to widest, with a rule at 0."""
+    place = _scale(-widest, widest, 0.0, 1.0)
+    left, right = place(low), place(high)
+    parts = [
+        _title(label),
+        '<line class="track" x1="0" x2="100%" y1="10" y2="10"/>',
+        f'<rect class="bar cut" x="{_pc(left)}" width="{_pc(max(right - left, 0.004))}" y="5" height="10"/>',
+        '<line class="rule" x1="50%" x2="50%" y1="-7" y2="27"/>',
+    ]
+    return _strip(parts, label)
+
+
 def split_bar(shares: Sequence[tuple[str, float]]) -> str:
     """Draw the parts of a data set beside each other; a part never gets too thin to be seen."""
     shown = [(name, max(share, 0.006)) for name, share in shares]
@@ -206,7 +223,7 @@ def split_bar(shares: Sequence[tuple[str, float]]) -> str:
     return _strip(parts, ", ".join(name for name, _ in shares))
 
 
-def _path(line: Line, x_of, y_of) -> list[str]:
+def _path(line: Line, x_of, y_of, texts: tuple[Callable[[float], str], ...]) -> list[str]:
     if len(line.points) < 2:
         return []
     path = ""
@@ -218,7 +235,16 @@ def _path(line: Line, x_of, y_of) -> list[str]:
         else:
             path += f"L{x_of(x):.1f} {y_of(y):.1f}"
     dash = " dashed" if line.dashed else ""
-    return [f'<path class="line {line.style}{dash}" d="{path}"/>']
+    if not line.bare:
+        return [f'<path class="line {line.style}{dash}" d="{path}"/>']
+    at, values = (
+        escape("|".join(text(point[axis]) for point in line.points[line.joined :]))
+        for axis, text in enumerate(texts)
+    )
+    return [
+        f'<path class="line {line.style}{dash}" d="{path}" data-at="{at}" data-values="{values}">'
+        f"{_title(line.name)}</path>"
+    ]
 
 
 def _band(line: Line, x_of, y_of) -> str:

@@ -9,7 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from secateur.reporting.formats import DASH, byte_count, duration, finite, percent, points, whole
+from secateur.reporting.formats import (
+    DASH,
+    byte_count,
+    duration,
+    finite,
+    measure,
+    percent,
+    points,
+    whole,
+)
 
 Json = dict[str, Any]
 
@@ -29,14 +38,17 @@ KEYS = {
 }
 TITLES = {
     "accuracy": "accuracy",
+    "mse": "squared error",
     "drop": "below dense",
     "bytes": "bytes",
     "gzip_bytes": "gzip",
     "latency_us": "latency",
     "arena_bytes": "arena",
 }
+QUALITIES = {"accuracy": "accuracy", "mse": "squared error"}
 PREFERRED = {
     "accuracy": "the most accurate",
+    "mse": "the one of the smallest squared error",
     "bytes": "the smallest",
     "gzip_bytes": "the smallest gzipped",
     "latency_us": "the fastest",
@@ -62,29 +74,35 @@ def front_table(choice: Json) -> Table:
     chosen, nearest = choice["chosen"], choice.get("nearest")
     shown = list(choice["front"])
     shown += [one for one in (chosen, nearest) if one is not None and one not in shown]
-    by = choice["front_by"]
-    shown.sort(key=lambda one: (finite(one.get(by)) or 0.0, -(finite(one["accuracy"]) or 0.0)))
+    by, quality = choice["front_by"], _quality(choice)
+    sign = -1.0 if quality == "accuracy" else 1.0
+    shown.sort(key=lambda one: (finite(one.get(by)) or 0.0, sign * (finite(one[quality]) or 0.0)))
     keys = [key for key in TITLES if any(one.get(key) is not None for one in shown)]
+    titles = _titles(choice)
     counts = {len(one["seeds"]) for one in shown}
     over = f", means over {max(counts)} seeds" if max(counts) > 1 else ", one seed"
     table = Table(
-        box=SIMPLE_HEAD, padding=0, title=f"Pareto front: {TITLES[by]}, validation accuracy{over}"
+        box=SIMPLE_HEAD,
+        padding=0,
+        title=f"Pareto front: {TITLES[by]}, validation {QUALITIES[quality]}{over}",
     )
     table.add_column("", width=2)
     table.add_column("file", min_width=30, overflow="fold")
     for key in keys:
-        table.add_column(TITLES[key], justify="right")
+        table.add_column(titles[key], justify="right")
     for one in shown:
         mark = ">" if one == chosen else "~" if one == nearest else ""
         off = "" if one in choice["front"] else " (off the front)"
         fewer = f" ({len(one['seeds'])} seeds)" if len(one["seeds"]) < max(counts) else ""
         name = Text(f"{one['name']}, {one['format']}{fewer}{off}")
-        table.add_row(mark, name, *[figure(key, one.get(key)) for key in keys])
+        table.add_row(mark, name, *[figure(key, one.get(key), quality) for key in keys])
     return table
 
 
-def figure(key: str, value: Any) -> str:
+def figure(key: str, value: Any, quality: str = "accuracy") -> str:
     """Write one figure of a candidate in the unit that people read.
+
+    quality: what the candidates are judged by, which says what a drop is of.
 
     >>> figure("bytes", 1234.0), figure("drop", 0.25), figure("latency_us", 1500.0)
     ('1,234', '0.25 points', '1.50 ms')
@@ -92,11 +110,22 @@ def figure(key: str, value: Any) -> str:
     number = finite(value)
     if number is None:
         return DASH
-    if key == "accuracy":
-        return percent(number)
+    if key in QUALITIES:
+        return percent(number) if key == "accuracy" else measure(number)
     if key == "latency_us":
         return duration(number / 1e6)
-    return f"{points(number).removeprefix('+')} points" if key == "drop" else whole(number)
+    if key != "drop":
+        return whole(number)
+    unit = "points" if quality == "accuracy" else "%"
+    return f"{points(number).removeprefix('+')} {unit}"
+
+
+def _titles(choice: Json) -> dict[str, str]:
+    return TITLES if _quality(choice) == "accuracy" else {**TITLES, "drop": "above dense"}
+
+
+def _quality(choice: Json) -> str:
+    return str(choice.get("quality") or "accuracy")
 
 
 def _feasible(choice: Json) -> list[str]:
@@ -104,9 +133,13 @@ def _feasible(choice: Json) -> list[str]:
     seeds = chosen["seeds"]
     several = len(seeds) > 1
     lines = [f"Ship {file['path']} ({chosen['name']}, {chosen['format']})."]
-    judged = f"validation accuracy {percent(chosen['accuracy'])}"
+    quality = _quality(choice)
+    word = QUALITIES[quality]
+    judged = f"validation {word} {figure(quality, chosen[quality])}"
     if chosen["drop"] is not None:
-        judged += f", {points(-chosen['drop'])} points against the dense network"
+        change = -chosen["drop"] if quality == "accuracy" else chosen["drop"]
+        unit = "points" if quality == "accuracy" else "%"
+        judged += f", {points(change)} {unit} against the dense network"
     held = _told(choice["budgets"])
     among = f"{choice['feasible']} of {len(choice['candidates'])} files"
     among += f" that hold {held}" if held else ""
@@ -116,8 +149,8 @@ def _feasible(choice: Json) -> list[str]:
     )
     if several:
         lines.append(
-            f"Of its seeds, {file['seed']}: the one whose validation accuracy "
-            f"({percent(file['accuracy'])}) is nearest to their median."
+            f"Of its seeds, {file['seed']}: the one whose validation {word} "
+            f"({figure(quality, file[quality])}) is nearest to their median."
         )
     sizes = [byte_count(file["bytes"]), f"{byte_count(file['gzip_bytes'])} gzipped"]
     if file["latency_us"] is not None:
@@ -125,23 +158,23 @@ def _feasible(choice: Json) -> list[str]:
     if file["arena_bytes"] is not None:
         sizes.append(f"an arena of {byte_count(file['arena_bytes'])}")
     lines.append(f"It has {', '.join(sizes)}.")
-    if test is not None and test["accuracy"] is not None:
+    if test is not None and test[quality] is not None:
         spread = ""
         if several and test["mean"] is not None:
-            low = percent(test["lowest"]).removesuffix(" %")
-            spread = f"; over its seeds {percent(test['mean'])} ({low}..{percent(test['highest'])})"
+            mean, low, high = (figure(quality, test[key]) for key in ("mean", "lowest", "highest"))
+            spread = f"; over its seeds {mean} ({low.removesuffix(' %')}..{high})"
         lines.append(
-            f"Test accuracy of this file: {percent(test['accuracy'])} on {whole(test['n'])} samples"
-            f"{spread}. The test part was read after the choice."
+            f"Test {word} of this file: {figure(quality, test[quality])} on {whole(test['n'])} "
+            f"samples{spread}. The test part was read after the choice."
         )
     return lines
 
 
 def _infeasible(choice: Json) -> list[str]:
-    near, budgets = choice["nearest"], choice["budgets"]
+    near, budgets, titles = choice["nearest"], choice["budgets"], _titles(choice)
     lines = [f"No file holds {_told(budgets)}."]
     has = ", ".join(
-        f"{TITLES[KEYS[name]]} {_amount(name, near.get(KEYS[name]))}" for name in budgets
+        f"{titles[KEYS[name]]} {_amount(name, near.get(KEYS[name]))}" for name in budgets
     )
     lines.append(f"Nearest: {near['name']}, {near['format']} ({has}).")
     for name, value in choice["needed"].items():
@@ -155,7 +188,7 @@ def _infeasible(choice: Json) -> list[str]:
                 f"{_amount(name, value, up=True)}."
             )
     ranges = [
-        f"{TITLES[key]} {figure(key, low)}..{figure(key, high)}"
+        f"{titles[key]} {figure(key, low, _quality(choice))}..{figure(key, high, _quality(choice))}"
         for key, (low, high) in choice["ranges"].items()
     ]
     lines.append(f"What these files range over: {'; '.join(ranges)}.")

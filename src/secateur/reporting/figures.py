@@ -134,26 +134,56 @@ def curves(runs: Sequence[Run]) -> list[Json]:
     prepared = []
     for name in ordered[:MOST_CURVES]:
         lines = [*_metric_lines(runs, name, dashed=True), *_metric_lines(runs, f"val_{name}")]
-        heights = [y for line in lines for _, y in line.points]
-        heights += [edge for line in lines for _, low, high in line.band for edge in (low, high)]
-        if not heights:
-            continue
-        share = "acc" in name and 0 <= min(heights) and max(heights) <= 1
-        last = max(x for line in lines for x, _ in line.points)
-        y_ticks = charts.ticks(min(heights), min(max(heights), 1.0) if share else max(heights))
-        digits = 1 if share and y_ticks[1] - y_ticks[0] < 0.01 else 0
-        svg = charts.line_chart(
-            lines,
-            x=charts.Axis(
-                ticks=_epoch_ticks(int(last)), text=whole, label="epoch", end=max(last, 2.0)
-            ),
-            y=charts.Axis(
-                ticks=y_ticks, text=partial(percent, digits=digits) if share else measure
-            ),
-            label=f"{words(name)} for each epoch, training and validation, by stage",
+        svg = epochs_chart(
+            name, lines, f"{words(name)} for each epoch, training and validation, by stage"
         )
-        prepared.append({"name": words(name), "svg": svg})
+        if svg:
+            prepared.append({"name": words(name), "svg": svg})
     return prepared
+
+
+def epochs_chart(name: str, lines: Sequence[charts.Line], label: str) -> str:
+    """Draw a metric over the epochs of training; nothing where no line has a point.
+
+    name: the metric's key. label: what a screen reader says.
+    """
+    heights = [y for line in lines for _, y in line.points]
+    heights += [edge for line in lines for _, low, high in line.band for edge in (low, high)]
+    if not heights:
+        return ""
+    share = "acc" in name and 0 <= min(heights) and max(heights) <= 1
+    last = max(x for line in lines for x, _ in line.points)
+    y_ticks = charts.ticks(min(heights), min(max(heights), 1.0) if share else max(heights))
+    digits = 1 if share and y_ticks[1] - y_ticks[0] < 0.01 else 0
+
+    def text(value: float) -> str:  # what the pointer reads is finer than the axis
+        return percent(value, digits if value in y_ticks else 2) if share else measure(value)
+
+    return charts.line_chart(
+        lines,
+        x=charts.Axis(ticks=_epoch_ticks(int(last)), text=whole, label="epoch", end=max(last, 2.0)),
+        y=charts.Axis(ticks=y_ticks, text=text),
+        label=label,
+    )
+
+
+def epoch_means(
+    series: Sequence[Sequence[float | None]], offset: int = 0
+) -> tuple[list[charts.Point], list[tuple[float, float, float]]]:
+    """Average one value an epoch over seeds, as long as all have one: (epoch, mean), (epoch, low, high).
+
+    offset: epochs that went before. An epoch without a finite value is left out.
+
+    >>> epoch_means([[0.25, 0.5], [0.75, 0.5, 0.2]], 5)[0]
+    [(6.0, 0.5), (7.0, 0.5)]
+    """
+    points, band = [], []
+    for epoch in range(min(map(len, series), default=0)):
+        found = [value for one in series if (value := one[epoch]) is not None]
+        if found:
+            points.append((float(offset + epoch + 1), fmean(found)))
+            band.append((float(offset + epoch + 1), min(found), max(found)))
+    return points, band
 
 
 def sparsity_curve(run: Run) -> Json | None:
@@ -240,12 +270,7 @@ def _metric_lines(runs: Sequence[Run], key: str, dashed: bool = False) -> list[c
         series = [_history(run, index, key) for run in runs]
         length = min(len(one) for one in series)
         offset, stem = baseline if stage["name"] == CONTROL else ended
-        points, band = [], []
-        for epoch in range(length):
-            found = [value for one in series if (value := one[epoch]) is not None]
-            if found:
-                points.append((float(offset + epoch + 1), fmean(found)))
-                band.append((float(offset + epoch + 1), min(found), max(found)))
+        points, band = epoch_means(series, offset)
         joined = [stem] if stem and points else []
         if points:
             kind = "training" if dashed else "validation"

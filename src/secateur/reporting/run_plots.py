@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from secateur.reporting.aggregation import BASELINE, CONTROL, Run, rows, values
 from secateur.reporting.formats import finite
-from secateur.reporting.sweep_plots import STONE, TONES, new_figure, png
+from secateur.reporting.sweep_plots import STONE, TONES, EpochLine, new_figure, plot_epochs, png
 
 TONE = {BASELINE: STONE, CONTROL: TONES[1]}
 
@@ -63,8 +64,7 @@ def training(runs: Sequence[Run]) -> bytes | None:
     stages = [stage for stage in runs[0].get("stages") or [] if (stage.get("history") or {})]
     if not stages:
         return None
-    figure = new_figure(6.4, 3.0)
-    axes = figure.subplots()
+    lines = []
     ended = branch = 0
     for stage in stages:
         begin = branch if stage["name"] == CONTROL else ended
@@ -73,14 +73,12 @@ def training(runs: Sequence[Run]) -> bytes | None:
             found = [finite(number) for number in stage["history"].get(key) or []]
             length = max(length, len(found))
             name = f"{stage['name']}, {'training' if key == 'loss' else 'validation'}"
-            epochs = range(begin + 1, begin + len(found) + 1)
-            axes.plot(epochs, [float("nan") if y is None else y for y in found], dash, color=tone,
-                      marker="o", markersize=3, label=name)  # fmt: skip
+            points = [
+                (begin + epoch, math.nan if y is None else y)
+                for epoch, y in enumerate(found, start=1)
+            ]
+            if points:
+                lines.append(EpochLine(name=name, points=points, tone=tone, dash=dash))
         ended = begin + length if stage["name"] != CONTROL else ended
         branch = ended if stage["name"] == BASELINE else branch
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)
-    return png(figure)
+    return plot_epochs(lines)

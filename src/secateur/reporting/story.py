@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.reporting import run_plots, sweep_plots, words
+from secateur.reporting import run_plots, sweep_plots, sweep_training, words
 from secateur.reporting.aggregation import rows
 from secateur.reporting.sentence import headline
 from secateur.reporting.sweep_compare import MAX_DROP
@@ -132,6 +132,10 @@ def _part(study: Study, max_drop: float, pictures: bool) -> Part:
         if png is not None:
             caption = sweep_plots.caption(study, metric)
             drawn.append(Picture(name=metric, caption=caption, png=png))
+    png = sweep_plots.plot_epochs(sweep_training.plot_lines(study)) if pictures else None
+    if png is not None:
+        caption = sweep_training.caption(study)
+        drawn.append(Picture(name="training", caption=caption, png=png))
     return Part(
         title=study.title,
         heading="What was found",

@@ -17,6 +17,7 @@ from secateur.reporting.sweep_lines import AXES, SPARSITIES
 from secateur.reporting.sweep_series import DONE, Study, studies
 from secateur.reporting.sweep_statistics import Record
 from secateur.reporting.sweep_table import cells, columns, footnote, method_lines, missing_lines
+from secateur.reporting.sweep_training import figure as training_figure
 
 
 def write_sweep_html(
@@ -74,6 +75,7 @@ def _prepared(study: Study, max_drop: float) -> dict[str, Any]:
         ],
         "figures": figures(study),
         "legend": legend(study),
+        "training": training_figure(study),
         "bands": len(study.seeds) > 1,
         "columns": [title for title, _ in chosen],
         "groups": [list(members) for _, members in groupby(rows, key=lambda row: row[0])],
@@ -90,6 +92,7 @@ def _sections(prepared: Sequence[dict[str, Any]], several: bool) -> list[tuple[s
     listed = [
         ("findings-0", "Findings", True),
         ("figures-0", "Against sparsity", bool(one["figures"])),
+        ("training-0", "Training", bool(one["training"])),
         ("table-0", "The table", True),
         ("missing-0", "What has no figures", bool(one["missing"])),
         ("method-0", "How it was measured", True),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import SecateurError
@@ -86,6 +88,36 @@ def caption(study: Study, metric: str, sparsity: str = "asked") -> str:
         band = "; dashed: the dense network's time, whose shape those networks have"
         band = band if any(line.borrowed for line in curves(study, metric, sparsity)) else ""
     return f"{METRICS[metric]} against sparsity ({SPARSITIES[sparsity]}){band}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochLine:
+    """One line of a figure of training: (epoch, value) points in a tone and a Matplotlib line style."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    tone: str
+    dash: str
+
+
+def plot_epochs(lines: Sequence[EpochLine], label: str = "loss") -> bytes | None:
+    """Draw a metric over the epochs of training as PNG; None without a line."""
+    if not lines:
+        return None
+    figure = new_figure(6.4, 3.0 + 0.1 * max(0, len(lines) - 4))
+    axes = figure.subplots()
+    for line in lines:
+        axes.plot(*zip(*line.points, strict=True), line.dash, color=line.tone, marker="o",
+                  markersize=3, label=line.name)  # fmt: skip
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(lines) <= 4:
+        axes.legend(frameon=False, fontsize=8.5)
+    else:  # beside the lines there is no room for so many names
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
+    return png(figure)
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -21,6 +21,19 @@ FORMAT_VERSION = 1
 DONE, IMPOSSIBLE, FAILED = "done", "impossible", "failed"
 DENSE, WEIGHTS, UNITS, SCRATCH = "dense", "weights", "units", "scratch"
 OF_DENSE = "the dense network"
+# Column of a point's row -> where its record has the number.
+COLUMNS = {
+    "asked": "sparsity.asked", "realised": "sparsity.realised",
+    "dead_incoming": "sparsity.dead.incoming", "dead_outgoing": "sparsity.dead.outgoing",
+    "dead_network": "sparsity.dead.network", "norm_removed": "norm_removed",
+    "epochs_dense": "epochs.dense", "epochs_after": "epochs.after", "epochs": "epochs.total",
+    **{f"{part}_{name}": f"{part}.{name}" for part in ("validation", "test")
+       for name in ("n", "accuracy", "loss", "mse", "mae")},
+    "bytes": "file.bytes", "gzip_bytes": "file.gzip_bytes", "latency_us": "latency.median_us",
+    "latency_low_us": "latency.low_us", "latency_high_us": "latency.high_us",
+    "threads": "latency.threads", "wall_seconds": "seconds.wall", "cpu_seconds": "seconds.cpu",
+}  # fmt: skip
+WHOLE = ("validation_n", "test_n", "bytes", "gzip_bytes", "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +114,44 @@ def studies(records: Sequence[Record]) -> list[Study]:
     return found
 
 
-def frame(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Lay point records out flat: one dict of plain values a point, in a fixed order.
+def point_row(record: Record) -> dict[str, Any]:
+    """Lay one point record out flat: the row of `Sweep.rows`, of CSV and of JSON.
 
-    >>> frame([{"curve": "units", "seed": 0, "status": "done", "test": {"accuracy": 0.9}}])[0]["accuracy"]
+    Names are the same for every point, but for the values that its grid swept, named by their path, at
+    the end.
+
+    >>> point_row({"curve": "units", "status": "done", "test": {"accuracy": 0.9}})["test_accuracy"]
     0.9
     """
-    return [_flat(record) for record in sorted(records, key=_order)]
+    row: dict[str, Any] = {
+        "model": (record.get("model") or {}).get("name"),
+        "data": (record.get("data") or {}).get("name"),
+        "curve": record.get("curve"),
+        "kind": record.get("kind_of"),
+        "seed": record.get("seed"),
+        "status": record.get("status"),
+    }
+    for name, dotted in COLUMNS.items():
+        found = value(record, dotted)
+        row[name] = int(found) if found is not None and name in WHOLE else found
+    row["format"] = (record.get("file") or {}).get("format")
+    row["bytes_of"] = (record.get("file") or {}).get("of")
+    row["latency_of"] = (record.get("latency") or {}).get("of")
+    row["shape"] = (record.get("latency") or {}).get("shape")
+    row["read_in"] = (record.get("test") or {}).get("read_in")
+    row["backend"] = record.get("backend")
+    row["error"] = record.get("error")
+    row["fingerprint"] = record.get("fingerprint")
+    return row | dict(record.get("settings") or {})
+
+
+def frame(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Lay point records out flat, a `point_row` each, in a fixed order.
+
+    >>> frame([{"curve": "b", "seed": 0}, {"curve": "a", "seed": 0}])[0]["curve"]
+    'a'
+    """
+    return [point_row(record) for record in sorted(records, key=_order)]
 
 
 def csv_text(records: Sequence[Record]) -> str:
@@ -117,8 +161,18 @@ def csv_text(records: Sequence[Record]) -> str:
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    for row in table:
+        writer.writerow({name: csv_cell(found) for name, found in row.items()})
     return stream.getvalue()
+
+
+def csv_cell(found: Any) -> Any:
+    """Return what a cell holds: lists, tables and truths as JSON, the rest as it is.
+
+    >>> csv_cell([2, 4]), csv_cell(True), csv_cell(0.5)
+    ('[2, 4]', 'true', 0.5)
+    """
+    return _text(found) if isinstance(found, bool | list | tuple | dict) else found
 
 
 def load_points(path: str | Path) -> list[Record]:
@@ -289,39 +343,3 @@ def _settings(record: Record) -> Iterable[tuple[str, Any]]:
 
 def _text(found: Any) -> str:
     return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
-
-
-def _flat(record: Record) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "model": (record.get("model") or {}).get("name"),
-        "data": (record.get("data") or {}).get("name"),
-        "curve": record.get("curve"),
-        "kind": record.get("kind_of"),
-        "seed": record.get("seed"),
-        "status": record.get("status"),
-    }
-    columns = {
-        "asked": "sparsity.asked", "realised": "sparsity.realised",
-        "dead_incoming": "sparsity.dead.incoming", "dead_outgoing": "sparsity.dead.outgoing",
-        "dead_network": "sparsity.dead.network", "norm_removed": "norm_removed",
-        "epochs_dense": "epochs.dense", "epochs_after": "epochs.after", "epochs": "epochs.total",
-        "validation_accuracy": "validation.accuracy", "validation_loss": "validation.loss",
-        "n": "test.n", "accuracy": "test.accuracy", "loss": "test.loss",
-        "bytes": "file.bytes", "gzip_bytes": "file.gzip_bytes", "latency_us": "latency.median_us",
-        "latency_low_us": "latency.low_us", "latency_high_us": "latency.high_us",
-        "threads": "latency.threads", "wall_s": "seconds.wall", "cpu_s": "seconds.cpu",
-    }  # fmt: skip
-    for name, dotted in columns.items():
-        found = value(record, dotted)
-        whole = found is not None and name in ("n", "bytes", "gzip_bytes", "threads")
-        row[name] = int(found) if whole and found is not None else found
-    row["format"] = (record.get("file") or {}).get("format")
-    row["bytes_of"] = (record.get("file") or {}).get("of")
-    row["latency_of"] = (record.get("latency") or {}).get("of")
-    row["shape"] = (record.get("latency") or {}).get("shape")
-    row["read_in"] = (record.get("test") or {}).get("read_in")
-    row["backend"] = record.get("backend")
-    row |= {path: _text(found) for path, found in (record.get("settings") or {}).items()}
-    row["error"] = record.get("error")
-    row["fingerprint"] = record.get("fingerprint")
-    return row
