@@ -3,38 +3,25 @@
     python benchmarks/qat_lab.py                       # three seeds, some minutes
     python benchmarks/qat_lab.py --quick --out FILE    # digits, one seed: a smoke test
 
-One epoch in float at batch 32; then either one aware epoch at batch 32, or the lab's two epochs of
-pruning to 80 % and one aware epoch at batch 128. The files are `int8` with integer inputs and outputs,
-measured in LiteRT on the 10,000 test images; the dense control trains as long in float.
+The built-in recipes `lab-qat` and `lab-pruned-qat`. One epoch in float at batch 32; then either one
+aware epoch at batch 32, or the lab's two epochs of pruning to 80 % and one aware epoch at batch 128.
+The files are `int8` with integer inputs and outputs, measured in LiteRT on the 10,000 test images; the
+dense control trains as long in float.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recording import about, save
 
 RECORD = Path(__file__).resolve().parent / "records" / "qat-lab.json"
-AWARE = {"method": "quantize", "format": "int8", "aware": True}
-PRUNE = {
-    "method": "prune",
-    "sparsity": 0.8,
-    "schedule": {"initial": 0.5, "end": 0.7, "every": 10},
-    "train": {"batch_size": 128, "epochs": 2, "learning_rate": 0.012, "decay": "cosine"},
-}
-RECIPES: dict[str, list[dict[str, Any]]] = {
-    "qat": [{**AWARE, "train": {"epochs": 1, "batch_size": 32, "decay": "cosine"}}],
-    "prune, then qat": [
-        PRUNE,
-        {
-            **AWARE,
-            "train": {"epochs": 1, "batch_size": 128, "learning_rate": 0.003, "decay": "cosine"},
-        },
-    ],
-}
+# What a run is called in the record -> the built-in recipe that it is.
+RECIPES = {"qat": "lab-qat", "prune, then qat": "lab-pruned-qat"}
 KEPT = ("row", "format", "stage", "bytes", "gzip_bytes", "stripped_bytes", "stripped_gzip_bytes",
         "accuracy", "loss", "zeros", "parameters", "parity")  # fmt: skip
 
@@ -44,17 +31,7 @@ def measured(name: str, seed: int, data: str, model: str) -> dict[str, Any]:
     from secateur.pipeline import run
     from secateur.recipe import Recipe
 
-    recipe = Recipe.from_dict(
-        {
-            "name": name,
-            "model": model,
-            "data": data,
-            "seed": seed,
-            "train": {"epochs": 1, "batch_size": 32},
-            "steps": RECIPES[name],
-            "export": {"formats": ["keras", "float32", "int8"]},
-        }
-    )
+    recipe = replace(Recipe.load(RECIPES[name]), model=model, data=data, seed=seed)
     with tempfile.TemporaryDirectory() as out:
         found = run(recipe=recipe, out=out, say=print).record
     rows = [{key: row.get(key) for key in KEPT} for row in found["rows"]]

@@ -6,7 +6,8 @@
 
 Reads benchmarks/records/*.json and nothing else, so the same records give the same bytes anywhere.
 A record that is missing is said to be missing, with the command that makes it. The sections stand in
-results_lab, results_accuracy, results_challenge, results_qat, results_speed, results_formats and results_targets.
+results_lab, results_accuracy, results_challenge, results_qat, results_qat_networks, results_qat_onnx,
+results_speed, results_formats and results_targets.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from results_challenge import challenge
 from results_formats import conversion, loop, matrix, tiny
 from results_lab import collect, first_screen, lab, tuning, with_first_screen
 from results_parts import read
-from results_qat import aware
+from results_qat import aware, sizes, steps
+from results_qat_networks import networks
+from results_qat_onnx import in_onnx
 from results_speed import overhead, patterns, start, vgg16
 from results_targets import page as targets_page
 from results_targets import targets, with_page
@@ -46,6 +49,10 @@ def page(records: Path) -> str:
         *tuning(read(records, "lab-tuning")),
         *mnist_sparsity(records, anchors),
         *aware(read(records, "qat-lab"), anchors),
+        *sizes(read(records, "qat-sizes"), read(records, "qat-sizes-tuning"), anchors),
+        *steps(read(records, "qat-overhead"), anchors),
+        *networks(read(records, "qat-networks")),
+        *in_onnx(read(records, "qat-onnx")),
         *challenge(records, anchors),
         *seedlings(records, anchors),
         *vgg16(read(records, "vgg16-memory"), anchors),
