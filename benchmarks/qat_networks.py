@@ -91,8 +91,8 @@ NETWORKS = {
 }
 
 
-def trained(name: str, data: Any, bits: int | None = None) -> tuple[Any, Any]:
-    """The model after an epoch in float, and what an epoch through the grids makes of it."""
+def trained(name: str, data: Any, bits: int | None = None, epochs: int = 1) -> tuple[Any, Any]:
+    """The model after `epochs` in float, and what as many through the grids make of it."""
     from secateur.compression import compress
     from secateur.methods.quantize import Quantize
     from secateur.recipe import Recipe
@@ -102,10 +102,10 @@ def trained(name: str, data: Any, bits: int | None = None) -> tuple[Any, Any]:
     model = NETWORKS[name](data.train.x.shape[1:])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
-    model.fit(data.train.x, data.train.y, epochs=1, batch_size=64, verbose=0)
+    model.fit(data.train.x, data.train.y, epochs=epochs, batch_size=64, verbose=0)
     recipe = Recipe(
         steps=[Quantize(aware=True, bits=bits)],
-        train=Train(epochs=1, batch_size=64, learning_rate=1e-3, decay="cosine"),
+        train=Train(epochs=epochs, batch_size=64, learning_rate=1e-3, decay="cosine"),
         control=False,
     )
     return model, compress(model, recipe, data)

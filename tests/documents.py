@@ -32,7 +32,7 @@ class Snippet:
 
 def snippets(text):
     found = list(_BLOCK.finditer(text))
-    for match, after in zip(found, [*found[1:], None], strict=True):
+    for match, after in zip(found, [*found[1:], None], strict=False):  # a text may have none
         if match[1] != "python":
             continue
         shown = None

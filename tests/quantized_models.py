@@ -128,12 +128,55 @@ def attention():
     return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x)))
 
 
+def averaged():
+    """Averages of codes, which are rounded to the codes of their input."""
+    return _chain(
+        layers.Conv2D(6, 3, padding="same", activation="relu", name="conv"),
+        layers.AveragePooling2D(2),
+        layers.Conv2D(8, 3, padding="same", activation="tanh", name="second"),
+        layers.AveragePooling2D(2),
+        *_head(),
+    )
+
+
+def unfolded():
+    """BatchNorm where no kernel is in front of it: a product and a sum."""
+    return _chain(
+        layers.BatchNormalization(momentum=0.8, name="first"),
+        layers.Conv2D(6, 3, activation="relu", name="conv"),
+        layers.BatchNormalization(momentum=0.8, name="behind"),
+        layers.ReLU(),
+        *_head(),
+    )
+
+
+def layered():
+    """What several operators compute, some of them for floats only."""
+    return _chain(
+        layers.Reshape((8, 16)),
+        layers.Dense(16, activation="relu", name="embed"),
+        layers.LayerNormalization(name="norm"),
+        layers.Dense(8, activation="relu", name="dense"),
+        *_head(),
+    )
+
+
+def recurrent():
+    return _chain(
+        layers.Reshape((8, 16)),
+        layers.GRU(8, unroll=True, name="gru"),
+        layers.Dense(4, name="head"),
+    )
+
+
 MODELS = {
     make.__name__: make
     for make in (
         *(plain, normalized, residual, joined, gated, nested, shared, sequence, attention),
+        *(averaged, unfolded, layered, recurrent),
     )
 }
+MIXED = {"nested", "layered", "recurrent"}  # files with operators for floats
 
 
 def trained(make, data, epochs=3):

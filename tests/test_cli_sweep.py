@@ -291,4 +291,7 @@ def test_recipes_lists_grids_and_prints_one(secateur):
     for name in ("lab", "ladder (grid)", "challenge (grid)"):
         assert f"\n{name}  " in f"\n{out}"
     assert secateur("recipes", "ladder")[1].startswith("# A ladder for a model never seen before")
-    assert "known: demo, lab, challenge, ladder" in secateur("recipes", "nothing")[2]
+    assert (
+        "known: demo, lab, lab-pruned-qat, lab-qat, challenge, ladder"
+        in secateur("recipes", "nothing")[2]
+    )

@@ -1,8 +1,10 @@
 """The pages of docs/ are executed, print what they show, and type no number of their own."""
 
+import json
 import os
 import re
 import shutil
+import statistics
 
 import pytest
 from tests.documents import ROOT, blocks, execute, page, snippets
@@ -63,6 +65,30 @@ def test_every_number_of_the_concepts_is_printed_beside_it():
             assert value(number) in printed, f"{number} in section {title!r}"
             checked += 1
     assert checked >= 20
+
+
+def test_the_figures_of_quantization_in_training_are_those_of_the_record():
+    """Means over seeds of what docs/concepts.md prints without computing it."""
+    shown = json.loads((ROOT / "docs" / "figures" / "quantization-aware.json").read_text())
+    record = json.loads((ROOT / "benchmarks" / "records" / "qat-lab.json").read_text())
+    rows = {
+        "float, one epoch": ("qat", "baseline-float32"),
+        "float, two epochs": ("qat", "control-keras"),
+        "int8 after training, one epoch": ("qat", "baseline-int8"),
+        "int8 in training, two epochs": ("qat", "quantized-int8"),
+        "80 % zeros, then int8 in training, four epochs": ("prune, then qat", "quantized-int8"),
+    }
+    assert set(shown) == {"source", *rows}
+    for name, (recipe, row) in rows.items():
+        runs = [run for run in record["runs"] if run["recipe"] == recipe]
+        found = [one for run in runs for one in run["rows"] if one["row"] == row]
+        assert len(found) == 3
+        means = {
+            "accuracy": round(100 * statistics.fmean(one["accuracy"] for one in found), 2),
+            "bytes": round(statistics.fmean(one["bytes"] for one in found)),
+            "gzip": round(statistics.fmean(one["gzip_bytes"] for one in found)),
+        }
+        assert shown[name] == {key: means[key] for key in shown[name]}, name
 
 
 @pytest.mark.parametrize("name", (*PAGES, "README.md", "CONTRIBUTING.md"))

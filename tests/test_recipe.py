@@ -154,6 +154,29 @@ def test_an_order_that_breaks_a_promise_is_refused_and_names_it():
     Recipe(steps=[FineTune(), Prune(sparsity=0.5), KeepZeros(), Prune(sparsity=0.8)])
 
 
+@pytest.mark.parametrize("aware", [True, False])
+@pytest.mark.parametrize("later", [Prune(sparsity=0.5), FineTune(), KeepZeros()])
+def test_what_moves_weights_after_they_were_quantized_is_refused_with_the_fix(later, aware):
+    found = Recipe(steps=[later, Quantize(aware=aware)]).to_dict()
+    found["steps"].reverse()
+    fix = rf"step 2 \({later.kind}\) would break the promise 'bits' of step 1 \(quantize\).*"
+    with pytest.raises(SecateurError, match=fix + r"fix: put it before step 1 \(quantize\)$"):
+        Recipe.from_dict(found)
+
+
+def test_the_lab_with_quantization_in_training_differs_from_the_lab_by_that_step():
+    lab, aware, both = (Recipe.load(name) for name in ("lab", "lab-qat", "lab-pruned-qat"))
+    assert lab.train == aware.train == both.train
+    assert both.steps[0] == lab.steps[0]
+    assert aware.steps[0].method == both.steps[1].method == Quantize(format="int8", aware=True)
+    assert aware.steps[0].train == dataclasses.replace(lab.train, decay="cosine")
+    settings = {"batch_size": 128, "learning_rate": 0.003, "decay": "cosine"}
+    assert both.steps[1].train == dataclasses.replace(lab.train, **settings)
+    for recipe in (aware, both):
+        assert (recipe.model, recipe.data, recipe.control) == ("lab-cnn", "mnist", True)
+        assert recipe.export == Export(formats=("keras", "float32", "int8"))
+
+
 def test_every_method_declares_its_promises():
     for kind, method in METHODS.items():
         assert method.kind == kind

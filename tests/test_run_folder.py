@@ -13,7 +13,9 @@ from secateur import pipeline
 from secateur.arrays.schedules import Schedule
 from secateur.datasets import load
 from secateur.errors import SecateurError
+from secateur.methods.fine_tune import FineTune
 from secateur.methods.prune import Prune
+from secateur.methods.quantize import Quantize
 from secateur.recipe import Export, Recipe
 from secateur.run_folder import check_layout
 from secateur.training import Train
@@ -142,3 +144,15 @@ def test_folders_that_could_not_be_reported_at_the_end_are_refused_at_the_start(
     with pytest.raises(SecateurError, match="seed-7 holds a run of another recipe.*remove"):
         check_layout(several, OTHER, [0, 1], overwrite=True)
     check_layout(tmp_path / "new", QUICK, [0, 1])
+
+
+def test_overwriting_removes_the_bits_and_ranges_beside_a_keras_file(model, digits, tmp_path):
+    quantized = replace(QUICK, steps=[Quantize()], export=Export(formats=("keras",), io="float"))
+    out = tmp_path / "out"
+    run(model, quantized, digits, out)
+    assert (out / "quantized-keras.quantization.json").exists()
+    (out / "mine.quantization.json").write_text("not a run's")
+    tuned = replace(QUICK, steps=[FineTune()])
+    run(model, tuned, digits, out, overwrite=True)
+    assert [p.name for p in out.glob("*.json")].count("quantized-keras.quantization.json") == 0
+    assert (out / "mine.quantization.json").exists()

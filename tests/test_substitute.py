@@ -115,6 +115,31 @@ def test_branches_that_are_joined_share_a_range_unless_the_runtime_fixes_it():
     assert "a" not in points.owned and "a" not in points.keys
 
 
+def test_scaled_scores_have_the_codes_of_the_products():
+    x, _ = nets.pictures(32)
+    model = nets.attention()
+    substitution = Substitution(model, widths_of(model))
+    substitution.start_from([x])
+    substitution.attach()
+    model(x, training=True)
+    restore(model)
+    ranges = substitution.ranges()
+    assert ranges["mha/weights"] == (0.0, 255 / 256)
+    for scaled, whole in zip(ranges["mha/scores"], ranges["mha/products"], strict=True):
+        assert scaled == pytest.approx(whole / np.sqrt(8), rel=1e-6)
+    assert ranges["mha/products"][0] < 0 < ranges["mha/products"][1]
+
+
+def test_scores_under_a_mask_stay_float():
+    inputs = keras.Input((6, 8))
+    y = layers.MultiHeadAttention(2, 4, name="mha")(inputs, inputs, use_causal_mask=True)
+    points = points_of(keras.Model(inputs, y))
+    assert "mha/products" not in points.keys and "mha/attended" in points.keys
+    assert points.told_floats() == (
+        "mha (scores that a mask makes huge leave no codes for the others)"
+    )
+
+
 def test_nested_and_shared_layers_are_named_by_their_place():
     assert {c.path for c in graph_of(nets.nested()).calls} >= {"base/conv", "head"}
     paths = [c.path for c in graph_of(nets.shared()).calls]
@@ -137,21 +162,26 @@ def test_a_subclassed_model_is_refused():
         points_of(model)
 
 
-def test_kernels_that_are_not_trained_through_are_named():
+def test_what_is_trained_in_float_is_named_with_its_reason():
     x, y = nets.pictures(32)
     model = keras.Sequential(
         [
             keras.Input(nets.SHAPE),
             layers.Reshape((8, 16)),
+            layers.LayerNormalization(name="norm"),
             layers.GRU(3, name="gru"),
-            layers.Dense(4),
+            layers.Dense(4, name="head"),
         ]
     )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     callback = Quantize(aware=True).callback(data=(x, y))
     model.fit(x, y, verbose=0, callbacks=[callback])
     (note,) = callback.notes
-    assert note.startswith("trained in float, quantized afterwards: gru/")
+    assert note == (
+        "computed in float, in training as in the file: norm (its root and its variance have no "
+        "operators of integers); gru (its states would be rounded anew at every step of time)"
+    )
+    assert list(callback.specification.widths) == ["head/kernel"]
 
 
 def test_ranges_of_another_model_are_refused():

@@ -31,6 +31,7 @@ _HOMES = {
     "compress": "secateur.compression",
     "Promise": "secateur.promises",
     "export": "secateur.exporting",
+    "load": "secateur.loading",
     "measure": "secateur.measurement",
     "pruning_sensitivity": "secateur.sensitivity",
     "quantization_sensitivity": "secateur.sensitivity",
@@ -72,6 +73,7 @@ __all__ = [  # noqa: RUF022
     "compress",
     "Promise",
     "export",
+    "load",
     "measure",
     "pruning_sensitivity",
     "quantization_sensitivity",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from secateur.exporting import export
     from secateur.grids import Grid
     from secateur.inspection import inspect
+    from secateur.loading import load
     from secateur.measurement import measure
     from secateur.methods.fine_tune import FineTune
     from secateur.methods.keep_zeros import KeepZeros

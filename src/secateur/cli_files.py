@@ -29,12 +29,13 @@ OUT = Path("out")
 def export(
     model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.")],
     formats: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated: keras, h5, float32, sparse, float16, dynamic, int4, int8, int16x8, "
-            "onnx, onnx-dynamic, onnx-int8."
+            "onnx, onnx-dynamic, onnx-int8; else float32,dynamic, or what the bits and ranges beside "
+            "the file are for."
         ),
-    ] = "float32,dynamic",
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = OUT,
     calibration: Annotated[
         str | None,
@@ -63,6 +64,8 @@ def export(
 ) -> None:
     """Write the files that a runtime loads, each reloaded, run and checked.
 
+    Bits and ranges that a quantize step left beside the model (.quantization.json) are used.
+
     Examples:
       secateur export model.keras
 
@@ -81,10 +84,23 @@ def export(
         from secateur import datasets
         from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
+        from secateur.loading import load
         from secateur.measurement import measure as measure_file
         from secateur.runtimes.keras import load_model
+        from secateur.widths import beside
     import_all(imports)
-    loaded = load_model(model)
+    found = None
+    if beside(model).is_file() and not layers:
+        found = load(model)
+        out.print(
+            f"{beside(model)}: bits and ranges of {found.specification.format}, used",
+            soft_wrap=True,
+        )
+    elif beside(model).is_file():
+        out.print(f"{beside(model)}: not used, --layer says other bits", soft_wrap=True)
+    loaded = load_model(model) if found is None else found.model
+    if formats is None:
+        formats = "float32," + ("dynamic" if found is None else found.specification.format)
 
     def read(name: str | None) -> Any:
         if name is None:
@@ -94,7 +110,7 @@ def export(
 
     measured_on, calibrated_on = read(data), read(calibration)
     artifacts = export_model(
-        loaded,
+        found or loaded,
         [name.strip() for name in formats.split(",") if name.strip()],
         folder,
         stage=model.stem,

@@ -23,10 +23,11 @@ from secateur import quantization
 from secateur.apart import Cost, Limits, run_apart
 from secateur.errors import SecateurError
 from secateur.locating import placed
-from secateur.matching import tensor_ranges
+from secateur.matching import matched
 from secateur.quantization import QUANTIZATIONS, quantize
 from secateur.runtimes import litert, one_line, quiet
 from secateur.runtimes.keras import load_model, pack, save_model, signature
+from secateur.tflite import TfliteFile
 from secateur.widths import Width
 
 # What the converter writes; every other format is made of the float file.
@@ -45,8 +46,10 @@ def to_litert(
     io: str = "int",
     widths: Mapping[str, Width] | None = None,
     trained: Mapping[str, tuple[float, float]] | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
     limits: Limits | None = None,
     spent: Callable[[Cost], None] | None = None,
+    ranged: Callable[[Mapping[str, tuple[float, float]]], None] | None = None,
 ) -> dict[str, bytes]:
     """Return {format: `.tflite` file} of a Functional or Sequential model; same model, same bytes.
 
@@ -60,8 +63,11 @@ def to_litert(
         widths: path of a kernel -> its width in the quantized formats, where that is another.
         trained: ranges that a quantization-aware training left, for the last two; calibration data
             give those of the tensors that it knows nothing of.
+        known: ranges by tensor that an earlier conversion of this model told, for the last two where
+            there are no calibration data.
         limits: of the clean process, if it takes one; None: those of the environment.
         spent: told what the clean process took.
+        ranged: told the range of each tensor, where the last two are among the formats.
 
     Raises `SecateurError` where TensorFlow or LiteRT is missing, or cannot convert the model.
     """
@@ -84,7 +90,7 @@ def to_litert(
     if quantized:
         quantization.prepare()
     calibrated = [f for f in quantized if QUANTIZATIONS[f].activations is not None]
-    if calibrated and calibration is None:
+    if calibrated and calibration is None and not known:
         raise SecateurError(
             f"{' and '.join(calibrated)} received without calibration data, expected a few hundred "
             "inputs like those of training, for the ranges of activations; fix: give calibration="
@@ -93,9 +99,18 @@ def to_litert(
     wanted = [f for f in CONVERTED if f in formats or (f == "float32" and quantized)]
     made = _converted(model, wanted, imports, limits, spent)
     constants = litert.load(made["float32"]).constants() if widths and quantized else []
-    ranges = litert.ranges(made["float32"], calibration) if calibrated else None
+    ranges = None
+    floats: frozenset[str] = frozenset()
+    if calibrated and calibration is not None:
+        ranges = litert.ranges(made["float32"], calibration)
+    elif calibrated and known:
+        ranges = _remembered(made["float32"], known)
     if ranges is not None and trained:
-        ranges = tensor_ranges(made["float32"], model, trained, calibration, ranges)
+        samples = random_inputs(model, 4) if calibration is None else calibration
+        found = matched(made["float32"], model, trained, samples, ranges)
+        floats, ranges = found.floats, found.ranges if calibration is not None else ranges
+    if ranges is not None and ranged is not None:
+        ranged(ranges)
     for format in quantized:
         how = dataclasses.replace(QUANTIZATIONS[format], io=io)
         own = {
@@ -106,7 +121,7 @@ def to_litert(
         tensors = placed(constants, model, own) if own else {}
         try:
             made[format] = quantize(
-                made["float32"], how, ranges, {tensors[path]: own[path] for path in tensors}
+                made["float32"], how, ranges, {tensors[path]: own[path] for path in tensors}, floats
             )
         except SecateurError as error:  # a user knows paths, not the converter's names
             told = str(error)
@@ -114,6 +129,26 @@ def to_litert(
                 told = told.replace(f"'{tensor}'", path)
             raise SecateurError(told) from error.__cause__
     return {format: made[format] for format in formats}
+
+
+def _remembered(
+    blob: bytes, known: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """The ranges of an earlier conversion, which must be those of this file's own tensors."""
+    file = TfliteFile.parse(blob, "the float file")
+    computed = {
+        tensor.name
+        for operator in file.operators
+        for tensor in (*operator.inputs, *operator.outputs)
+        if tensor is not None and tensor.data is None and tensor.floating
+    }
+    if missing := sorted(computed - set(known)):
+        raise SecateurError(
+            f"no range for {', '.join(missing[:3])} received, expected one for each of "
+            f"{len(computed)} tensors: they were written by another version of TensorFlow, or for "
+            "another model; fix: give calibration data"
+        )
+    return {name: known[name] for name in computed}
 
 
 def _converted(

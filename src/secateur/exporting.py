@@ -18,6 +18,8 @@ from secateur.apart import Cost
 from secateur.artifact import FORMATS, Artifact, describe, staged
 from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
+from secateur.fusing import points_of
+from secateur.loading import Quantized, require_weights
 from secateur.promises import Promise
 from secateur.quantization import MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
@@ -26,7 +28,15 @@ from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
 from secateur.weights import weight_table
-from secateur.widths import BESIDE, STORED, Specification, Width, chosen, promised
+from secateur.widths import (
+    STORED,
+    Specification,
+    Width,
+    beside,
+    chosen,
+    fingerprint,
+    promised,
+)
 
 AS_SELECTED = "left in float as selected"
 
@@ -52,7 +62,7 @@ def export(
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
 
     Args:
-        model: a Functional or Sequential model; it is not changed.
+        model: a Functional or Sequential model, or what `load` returned; it is not changed.
         formats: of "keras", "h5", "float32", "sparse", "float16", "dynamic", "int4", "int8", "int16x8".
         out: a folder, made if it is not there.
         stage: what the model is, for the file's name ("baseline", "pruned").
@@ -67,7 +77,8 @@ def export(
         layers: layer or weight name or glob -> its width in the quantized `.tflite` files, where that
             is another than the format's: 4, 8, 16, "float", or "4/32" for 4 bits in blocks of 32.
             A later pattern goes before an earlier one.
-        specification: what a quantize step left (`Compressed.specification`), for its format.
+        specification: what a quantize step left (`Compressed.specification`), for its format
+            and "onnx-int8".
         progress: called with the name of each file before it is written.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
@@ -75,11 +86,19 @@ def export(
     for format in formats:
         if format not in FORMATS:
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
+    if isinstance(model, Quantized):
+        promises = (*promises, *(() if layers else model.promises))
+        model, specification = model.model, specification or model.specification
     _require_finite(model)
     widths = _chosen(layers, formats, model)
+    if layers:
+        specification = None  # other bits than those that its ranges belong to
     trained: Mapping[str, tuple[float, float]] = {}
-    if specification is not None and not layers:
+    ranges: dict[str, tuple[float, float]] = {}
+    if specification is not None:
+        require_weights(specification, model, "a specification")
         widths, trained = dict(specification.widths), specification.ranges
+        ranges |= specification.tensors
     if layers:
         promises = (*promises, *promised(widths, weight_table(model)))
     notes_of_all: list[str] = []
@@ -94,11 +113,15 @@ def export(
             io=io,
             widths=widths,
             trained=trained,
+            known=ranges,
             spent=lambda cost: notes_of_all.append(_told(cost)),
+            ranged=ranges.update,
         )
     onnx = [format for format in formats if FORMATS[format] == ".onnx"]
     if onnx:
-        blobs |= onnx_export.to_onnx(model, onnx, imports=imports, calibration=calibration)
+        blobs |= onnx_export.to_onnx(
+            model, onnx, imports=imports, calibration=calibration, widths=widths, trained=trained
+        )
     floats = [path for path, width in widths.items() if width.bits is None]
     names = {format: _named(format, blobs.get(format), allow_float, floats) for format in formats}
     written: dict[Path, tuple[str, Verified, tuple[str, ...]]] = {}
@@ -112,10 +135,9 @@ def export(
                 temporary.write_bytes(blobs[format])
             else:
                 save_model(model, temporary)
-                if trained and specification is not None:  # a plain Keras file knows of no ranges
-                    beside = all_or_none.enter_context(staged(path.with_suffix(BESIDE)))
-                    record = json.dumps(specification.to_record(), indent=1)
-                    beside.write_text(record, encoding="utf-8")
+                if specification is not None:  # a plain Keras file knows of no bits and ranges
+                    record = _described(specification, model, ranges)
+                    all_or_none.enter_context(staged(beside(path))).write_text(record, "utf-8")
             try:
                 with _reference(model, format, widths, trained):
                     found = verify(temporary, format, model, promises, data)
@@ -124,17 +146,24 @@ def export(
                 raise SecateurError(told) from error
             tensors = _with_skipped(found.tensors, format, promises, floats)
             notes = (*_left_in_float(tensors), *_not_sparse(format, blobs.get(format)))
+            if trained and names[format] in MIXED.values():
+                notes += (f"computed in float as in training: {points_of(model).told_floats()}",)
             if format in compiled:
                 notes, notes_of_all = (*notes, *notes_of_all), []
             if format in compiled and strip:
                 # Last: by then every weight has been found by its tensor's name.
                 temporary.write_bytes(_stripped(blobs[format], model))
+            if format not in blobs and specification is not None:
+                notes += (f"{beside(path).name}: its bits and ranges, which secateur.load() reads",)
             if format in compiled and header:
                 target = path.with_suffix(".h")
-                beside = all_or_none.enter_context(staged(target))
-                beside.write_text(c_header(temporary.read_bytes(), path.stem), encoding="utf-8")
+                text = c_header(temporary.read_bytes(), path.stem)
+                all_or_none.enter_context(staged(target)).write_text(text, encoding="utf-8")
                 notes += (f"{target}: the array is called {c_name(path.stem)}_tflite",)
             written[path] = names[format], dataclasses.replace(found, tensors=tensors), notes
+    for path, (format, *_) in written.items():
+        if format in ("keras", "h5") and specification is None:
+            beside(path).unlink(missing_ok=True)  # of the file that stood here before
     return [
         describe(
             path,
@@ -148,6 +177,16 @@ def export(
     ]
 
 
+def _described(
+    specification: Specification, model: Any, ranges: Mapping[str, tuple[float, float]]
+) -> str:
+    """What stands beside a Keras file: all that its quantized file takes, and whose it is."""
+    found = dataclasses.replace(
+        specification, tensors=ranges, weights=fingerprint(weight_table(model))
+    )
+    return json.dumps(found.to_record(), indent=1)
+
+
 def _reference(
     model: Any,
     format: str,
@@ -156,6 +195,8 @@ def _reference(
 ) -> Any:
     """What a file is compared with: the model as it was trained, through the grids of such a file."""
     bits = QUANTIZATIONS[format].activations if format in QUANTIZATIONS else None
+    if format == "onnx-int8":
+        bits = 8
     if not trained or bits is None:
         return nullcontext()
     return as_in_file(model, widths, trained, bits)

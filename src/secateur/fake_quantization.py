@@ -6,6 +6,7 @@ Gradients pass as if nothing were rounded, and not at all where a value lies out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,14 @@ import keras
 from keras import ops
 
 from secateur.arrays.affine import SMALLEST_BOUND
+from secateur.passes import fused
 
 # The narrowest range: of constant values, whose grid would have no step.
 NARROWEST = 1e-6
+# Weights of a kernel from which on compiling its grid pays.
+WORTH_FUSING = 2**16
+# What is taken for a half of a step.
+NEARLY = 1e-3
 
 
 def quantized_kernel(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
@@ -27,12 +33,51 @@ def quantized_kernel(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
     [[7.0], [2.0]]
     """
     kernel = ops.convert_to_tensor(kernel)
-    fixed = ops.cast(ops.stop_gradient(kernel), "float32")
     shared = tuple(axis for axis in range(len(kernel.shape)) if axis not in axes)
-    bound = ops.max(ops.abs(fixed), axis=shared, keepdims=True) if shared else ops.abs(fixed)
-    scale = ops.maximum(bound, SMALLEST_BOUND) / (2 ** (bits - 1) - 1)
-    rounded = ops.floor(fixed / scale + 0.5) * scale
-    return kernel + ops.cast(rounded - fixed, kernel.dtype)
+
+    def on_grid(values: Any) -> Any:
+        bound = ops.max(ops.abs(values), axis=shared, keepdims=True) if shared else ops.abs(values)
+        bound = ops.maximum(bound, SMALLEST_BOUND)
+        # By a number that XLA does not know: for a constant it multiplies, a bit beside the file's scale.
+        scale = bound / (0 * bound + (2 ** (bits - 1) - 1))
+        return ops.floor(values / scale + 0.5) * scale
+
+    compiled = fused(on_grid) if math.prod(kernel.shape) >= WORTH_FUSING else on_grid
+
+    # Not kernel + (rounded - kernel), which is three passes over the weights more, and inexact.
+    @ops.custom_gradient
+    def straight_through(values: Any) -> Any:
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            return args[0] if upstream is None else upstream
+
+        return compiled(values), grad
+
+    # The cast reads what may be a variable, which a custom gradient would take for one of its own.
+    return ops.cast(straight_through(ops.cast(kernel, "float32")), kernel.dtype)
+
+
+def quantized_bias(
+    bias: Any, low: Any, high: Any, kernel: Any, bits: int, axes: Sequence[int]
+) -> Any:
+    """A bias as 32 bits hold it, in steps of (step of the input's range) x (step of its weights).
+
+    low, high: of an input of 8 bits. kernel: not rounded, a grid of `bits` for each entry of `axes`.
+    Where these are not the entries of the bias, it stays what it is.
+
+    >>> bias, kernel = ops.array([0.7]), ops.array([[63.5]])
+    >>> ops.convert_to_numpy(quantized_bias(bias, 0.0, 255.0, kernel, 8, (1,))).tolist()
+    [0.5]
+    """
+    bias = ops.convert_to_tensor(bias)
+    weights = ops.abs(ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32"))
+    shared = tuple(axis for axis in range(len(weights.shape)) if axis not in axes)
+    bound = ops.max(weights, axis=shared) if shared else weights
+    if math.prod(bound.shape) != math.prod(bias.shape):
+        return bias
+    bound = ops.maximum(ops.reshape(bound, bias.shape), SMALLEST_BOUND)
+    step = bound / (2 ** (bits - 1) - 1) * ((high - low) / 255)
+    fixed = ops.cast(ops.stop_gradient(bias), "float32")
+    return bias + ops.cast(ops.floor(fixed / step + 0.5) * step - fixed, bias.dtype)
 
 
 def quantized_values(values: Any, low: Any, high: Any, bits: int) -> Any:
@@ -43,6 +88,29 @@ def quantized_values(values: Any, low: Any, high: Any, bits: int) -> Any:
     return keras.quantizers.fake_quant_with_min_max_vars(
         values, low, high, num_bits=bits, narrow_range=bits > 8
     )
+
+
+def averaged_values(values: Any, low: Any, high: Any, bits: int) -> Any:
+    """Averages of values on a grid, as LiteRT rounds them to that grid: halves away from code 0.
+
+    Its codes are signed, so that nearly all of what comes out of a ReLU is rounded down. Gradients pass.
+
+    >>> halves = ops.array([63.5, 191.5])  # codes -64.5 and 63.5
+    >>> ops.convert_to_numpy(averaged_values(halves, 0.0, 255.0, 8)).tolist()
+    [63.0, 192.0]
+    """
+    values = ops.convert_to_tensor(values)
+    low, high = (ops.cast(bound, "float32") for bound in (low, high))
+    if bits > 8:
+        step, shift = ops.maximum(ops.abs(low), ops.abs(high)) / (2 ** (bits - 1) - 1), 0.0
+    else:
+        step = (high - low) / (2**bits - 1)
+        shift = ops.floor(0.5 - low / step) - 2 ** (bits - 1)  # the code of 0.0
+    codes = ops.cast(ops.stop_gradient(values), "float32") / step + shift
+    # A half that floats missed by a little is one: averages of fewer than 500 codes come no nearer.
+    codes = ops.sign(codes) * ops.floor(ops.abs(codes) + 0.5 + NEARLY)
+    rounded = (codes - shift) * step
+    return values + ops.stop_gradient(ops.cast(rounded, values.dtype) - values)
 
 
 def widened(low: Any, high: Any) -> tuple[Any, Any]:

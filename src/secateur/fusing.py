@@ -2,20 +2,16 @@
 
 A file computes a convolution, its BatchNorm and its ReLU as one operator: what lies between them
 is no tensor. `points_of` reads from the graph where the tensors are, and which of them share a
-range because their operators demand it; `forward` runs the model with something done at each.
+range because their operators demand it; `simulation.forward` runs the model with something done at each.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
-from keras import ops
-
-from secateur.graph import Call, Graph, accepts_training, graph_of, replaced, watched
+from secateur.graph import Call, Graph, graph_of
 
 # Operators with a kernel. BatchNorm may be folded into it, and ReLU is computed along with it.
 LINEAR = {
@@ -44,9 +40,15 @@ FIXED = {
     "tanh": (-1.0, 127 / 128),
 }
 FUSED = ("relu", "relu6")
-
-Point = Callable[[int, Any, bool], Any]  # (number, value, whether it is the range's own) -> value
-Kernels = Callable[[Call, Any], Any]
+# What is computed in float from what goes in to what comes out, in training as in the file, and why.
+_ROOT = "its root and its variance have no operators of integers"
+_CELL = "its states would be rounded anew at every step of time"
+_MASK = "scores that a mask makes huge leave no codes for the others"
+FLOATING = {
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "GroupNormalization"), _ROOT),
+    **dict.fromkeys(("UnitNormalization",), _ROOT),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional"), _CELL),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +58,14 @@ class Points:
     fixed: number -> the range that the runtimes demand; positive: numbers of ranges that begin at 0.
     entering: value that the model takes -> number. By path of a call, the number: after, of what
     comes out; before, of what goes into its activation; inside, of what is between the halves of a
-    separable convolution; passing, of what has the range of its input. within: the layers that an
-    attention layer calls, with the numbers of what goes in (None: known) and out. owned: paths (and inputs)
-    whose values decide the range, where others share it. folded: path of a convolution -> the call
-    of its BatchNorm.
+    separable convolution, or between the product and the sum of a BatchNorm; passing, of what has the
+    range of its input. taken: by path of a call and identity of the layer with the kernel, of what
+    this layer takes. within: the layers that an attention layer calls, with the numbers of what goes
+    in (None: known) and out; scores: of its scores, the scaled ones, and the weights of the values.
+    owned: paths (and inputs) whose values decide the range, where others share it. folded: path of a
+    convolution -> the call of its BatchNorm. floats: path of a call that is computed in
+    float -> why. multiples:
+    number -> the range that it is a multiple of, and the factor: both have the same codes.
     """
 
     graph: Graph = field(repr=False)
@@ -69,11 +75,22 @@ class Points:
     before: Mapping[str, int]
     inside: Mapping[str, int]
     passing: Mapping[str, int]
+    taken: Mapping[tuple[str, int], int]
     within: Mapping[str, tuple[tuple[Any, int | None, int], ...]]
+    scores: Mapping[str, tuple[int, int, int]]
     owned: frozenset[str]
     positive: frozenset[int]
     folded: Mapping[str, Call]
     entering: Mapping[int, int]
+    floats: Mapping[str, str]
+    multiples: Mapping[int, tuple[int, float]]
+
+    def told_floats(self) -> str:
+        """What stays in float and why, in words; "" where nothing does."""
+        reasons: dict[str, list[str]] = {}
+        for path, why in self.floats.items():
+            reasons.setdefault(why, []).append(path)
+        return "; ".join(f"{', '.join(paths)} ({why})" for why, paths in reasons.items())
 
     @property
     def absorbed(self) -> frozenset[str]:
@@ -84,6 +101,7 @@ class Points:
 def points_of(model: Any) -> Points:
     """Read where a model's tensors are; raises `SecateurError` for a model without a graph.
 
+    >>> import keras
     >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU(name="r")])
     >>> points_of(net).keys[1:]
     ('r',)
@@ -120,6 +138,9 @@ def points_of(model: Any) -> Points:
     source: dict[int, int] = {}  # value -> number of its range
     before, inside, after, through = {}, {}, {}, {}
     within: dict[str, tuple[tuple[Any, int | None, int], ...]] = {}
+    scores: dict[str, tuple[int, int, int]] = {}
+    multiplied: dict[str, float] = {}
+    taken: dict[tuple[str, int], int] = {}
     made = {call.outputs[0]: call for call in graph.calls}
     moved: dict[str, str] = {}  # path of what makes a range -> of what is rounded in its place
     owned: set[str] = set()
@@ -154,10 +175,22 @@ def points_of(model: Any) -> Points:
         if call.kind in AVERAGING and first in source:
             after[call.path] = source[out] = source[first]
             continue
+        if call.kind in LINEAR and first in source:
+            taken[call.path, id(call.layer)] = source[first]
         if call.kind in SEPARABLE:
             inside[call.path] = slots.new(f"{call.path}/depthwise")
+            taken[call.path, id(call.layer)] = inside[call.path]  # of the half with the bias
+        if call.kind == "BatchNormalization" and call.path not in absorbed:
+            inside[call.path] = slots.new(f"{call.path}/product")
         if call.kind == "MultiHeadAttention":
             within[call.path] = tuple(_attention(call, slots))
+            for (part, between, _), value in zip(within[call.path], _attended(call), strict=True):
+                known = source.get(value) if between is None else between
+                if known is not None:
+                    taken[call.path, id(part)] = known
+            if _attends_plainly(call):
+                scores[call.path] = _scores(call, slots)
+                multiplied[call.path] = float(call.layer._inverse_sqrt_key_dim)
         activation = _activation(call)
         if call.kind in LINEAR and activation not in ("linear", *FUSED):
             before[call.path] = slots.new(f"{call.path}/linear")
@@ -185,6 +218,7 @@ def points_of(model: Any) -> Points:
         before=final(before),
         inside=final(inside),
         passing=final(through),
+        taken=final(taken),
         within={
             path: tuple(
                 (
@@ -196,119 +230,20 @@ def points_of(model: Any) -> Points:
             )
             for path, parts in within.items()
         },
+        scores={path: (renamed[a], renamed[b], renamed[c]) for path, (a, b, c) in scores.items()},
         owned=frozenset(owned),
         positive=frozenset(renamed[n] for n in positive if slots.root(n) == n),
         folded=folded if absorbed else {},
         entering=final(entering),
+        floats={
+            call.path: FLOATING.get(call.kind, _MASK)
+            for call in graph.calls
+            if call.kind in FLOATING or (call.path in within and call.path not in scores)
+        },
+        multiples={
+            renamed[b]: (renamed[a], multiplied[path]) for path, (a, b, _) in scores.items()
+        },
     )
-
-
-def forward(
-    points: Points,
-    inputs: Any,
-    *,
-    at: Point,
-    training: bool | None = None,
-    kernels: Kernels | None = None,
-    frozen: bool = True,
-    passing: Callable[[int, Any], Any] | None = None,
-) -> Any:
-    """The outputs of the model, with `at` applied to each value that has a range.
-
-    kernels: (call, factor) -> a context in which the layer has other kernels; factor: what
-    BatchNorm multiplies each output with, to be taken into the kernel. None: the layers as they
-    are. frozen: BatchNorm keeps its statistics in training, and is computed as the file does.
-    passing: told the values that have the range of what they come from.
-    """
-    absorbed = points.absorbed
-
-    def perform(call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
-        layer, path = call.layer, call.path
-        norm = isinstance(layer, keras.layers.BatchNormalization)
-        if accepts_training(layer):
-            kwargs = {**kwargs, "training": bool(training) and not (norm and frozen)}
-        number = points.before.get(path)
-        with contextlib.ExitStack() as stack:
-            if number is not None:
-                stack.enter_context(replaced(layer, activation=None))
-            if kernels is not None and path in absorbed:
-                y = args[0]
-            elif kernels is not None and path in points.folded:
-                y = _folded(call, args, points, at, kernels, training, frozen)
-            elif path in points.inside:
-                if kernels is not None:
-                    stack.enter_context(kernels(call, None))
-                y = _separable(layer, args[0], points.inside[path], at)
-            else:
-                if kernels is not None:
-                    stack.enter_context(kernels(call, None))
-                for part, taken, given in points.within.get(path, ()):
-                    stack.enter_context(watched(part, at, taken, given))
-                y = layer(*args, **kwargs)
-        if number is not None:
-            y = layer.activation(at(number, y, True))
-        if path in points.after:
-            y = at(points.after[path], y, path in points.owned)
-        elif passing is not None and path in points.passing:
-            passing(points.passing[path], y)
-        return y
-
-    def enter(number: int, value: Any) -> Any:
-        found = points.entering.get(number)
-        own = f"input:{number}" in points.owned
-        return value if found is None else at(found, value, own)
-
-    return points.graph.run(inputs, perform, enter)
-
-
-def _folded(
-    call: Call,
-    args: tuple,
-    points: Points,
-    at: Point,
-    kernels: Kernels,
-    training: bool | None,
-    frozen: bool,
-) -> Any:
-    """A layer and its BatchNorm: the kernel holds the factor, as in the file.
-
-    While statistics move, they are taken of the layer's own outputs: its kernel with the factor of
-    the moving ones, as the file has it, and that factor taken out again (Krishnamoorthi 2018,
-    arXiv:1806.08342, the simple form).
-    """
-    layer, norm = call.layer, points.folded[call.path].layer
-    deviation = ops.sqrt(ops.convert_to_tensor(norm.moving_variance) + norm.epsilon)
-    gamma = ops.ones_like(deviation) if norm.gamma is None else ops.convert_to_tensor(norm.gamma)
-    factor = gamma / deviation
-    # Dense looks at its bias, convolutions at whether they use one.
-    with kernels(call, factor), replaced(layer, use_bias=False, bias=None):
-        if call.path in points.inside:
-            y = _separable(layer, args[0], points.inside[call.path], at)
-        else:
-            y = layer(*args)
-    shape = [1] * len(y.shape)
-    shape[norm.axis] = -1
-    bias = 0.0 if layer.bias is None else ops.convert_to_tensor(layer.bias)
-    if training and not frozen and norm.trainable:
-        divisor = ops.reshape(ops.where(factor == 0, 1.0, factor), shape)
-        return norm(y / divisor + ops.reshape(bias + ops.zeros_like(factor), shape), training=True)
-    shift = (bias - ops.convert_to_tensor(norm.moving_mean)) * factor
-    if norm.beta is not None:
-        shift = shift + ops.convert_to_tensor(norm.beta)
-    return y + ops.reshape(shift, shape)
-
-
-def _separable(layer: Any, x: Any, number: int, at: Point) -> Any:
-    """A separable convolution as the two that a file has, with the value between them."""
-    settings = {"data_format": layer.data_format, "dilation_rate": layer.dilation_rate}
-    y = ops.depthwise_conv(
-        x, layer.depthwise_kernel, strides=layer.strides, padding=layer.padding, **settings
-    )
-    y = at(number, y, True)
-    y = ops.conv(y, layer.pointwise_kernel, strides=1, padding="valid", **settings)
-    if layer.use_bias:
-        y = y + ops.reshape(layer.bias, (1,) * (len(y.shape) - 1) + (-1,))
-    return y if layer.activation is None else layer.activation(y)
 
 
 def _attention(call: Call, slots: _Slots) -> list[tuple[Any, int | None, int]]:
@@ -320,6 +255,38 @@ def _attention(call: Call, slots: _Slots) -> list[tuple[Any, int | None, int]]:
     ]
     # What it gives is the output of the whole layer, which has its range anyway.
     return [*found, (layer._output_dense, slots.new(f"{path}/attended"), -1)]
+
+
+def _attended(call: Call) -> tuple[int, ...]:
+    """The values that the query, the key and the value of an attention layer are; -1: none of the graph's."""
+    arguments = call._node.arguments
+    known = {id(t): n for t, n in zip(call._node.input_tensors, call.inputs, strict=True)}
+    named = {
+        **dict(zip(("query", "value", "key"), arguments.args, strict=False)),
+        **arguments.kwargs,
+    }
+    query, value = (known.get(id(named.get(name)), -1) for name in ("query", "value"))
+    key = named.get("key")
+    return query, value if key is None else known.get(id(key), -1), value, -1
+
+
+def _attends_plainly(call: Call) -> bool:
+    """Whether it computes nothing but the scores, their softmax, and the sum of the values."""
+    layer = call.layer
+    kwargs = call._node.arguments.kwargs
+    asked = ("attention_mask", "use_causal_mask", "return_attention_scores")
+    masked = any(kwargs.get(name) is not None and kwargs.get(name) is not False for name in asked)
+    plain = not layer._dropout and layer._sliding_window is None and not layer._use_gate
+    return plain and not masked and len(call._node.outputs[0].shape) == 3
+
+
+def _scores(call: Call, slots: _Slots) -> tuple[int, int, int]:
+    """What an attention layer computes between its projections."""
+    return (
+        slots.new(f"{call.path}/products"),
+        slots.new(f"{call.path}/scores"),
+        slots.new(f"{call.path}/weights", FIXED["softmax"]),
+    )
 
 
 def _delays(call: Call) -> bool:

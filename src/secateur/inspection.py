@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from secateur.artifact import gzip_bytes
 from secateur.errors import SecateurError
 from secateur.weights import WeightTable, weight_table
+from secateur.widths import Specification, beside, fingerprint
 
 BINS = 40
 FIRST_VALUES = 16
@@ -23,7 +24,8 @@ class Inspection:
 
     bytes, gzip_bytes: of the file, None for a live model. optimizer_elements: elements of
     optimizer state kept in the file. trainable, non_trainable: None for a `.tflite`, which does
-    not say.
+    not say. beside: what the bits and ranges beside a Keras file are, in words; None where there
+    are none. A weight's `bits` are those of a quantized file: its own, or what stands beside.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Inspection:
     bytes: int | None = None
     gzip_bytes: int | None = None
     optimizer_elements: int = 0
+    beside: str | None = None
     weights: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     @property
@@ -63,13 +66,14 @@ def inspect(subject: Any) -> Inspection:
 
     model = load_model(path)
     blob = path.read_bytes()
-    return _of_model(
+    found = _of_model(
         model,
         path.name,
         bytes=len(blob),
         gzip_bytes=gzip_bytes(blob),
         optimizer_elements=_optimizer_elements(path),
     )
+    return _with_bits(found, path, weight_table(model)) if beside(path).is_file() else found
 
 
 def weight_records(table: WeightTable) -> list[dict[str, Any]]:
@@ -148,6 +152,22 @@ def _of_model(model: Any, name: str, **file: Any) -> Inspection:
     )
 
 
+def _with_bits(found: Inspection, path: Path, table: WeightTable) -> Inspection:
+    """The inspection of a Keras file with the bits that stand beside it, if they are its own."""
+    name = beside(path).name
+    try:
+        told = Specification.load(path)
+    except SecateurError as error:
+        return replace(found, beside=str(error))
+    if told.weights != fingerprint(table):
+        return replace(found, beside=f"{name}: bits and ranges of other weights than these")
+    ranges = f"{len(told.ranges)} ranges of a quantization-aware training"
+    words = f"{name}: {told.format}, {ranges if told.ranges else 'quantized after training'}"
+    bits = {path: width.bits or 32 for path, width in told.widths.items()}
+    weights = tuple({**w, "bits": bits.get(w["path"])} for w in found.weights)
+    return replace(found, beside=words, weights=weights)
+
+
 def _of_tflite(path: Path) -> Inspection:
     from secateur.runtimes import litert
 
@@ -163,6 +183,7 @@ def _of_tflite(path: Path) -> Inspection:
                 c.dequantized(),
             ),
             "zeros": int((c.centred() == 0).sum()),
+            "bits": c.bits,
         }
         for c in constants
     ]

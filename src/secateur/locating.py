@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.arrays.affine import relative_rms
 from secateur.errors import SecateurError
 from secateur.promises import Finding, Promise, check
 from secateur.runtimes import Constant
@@ -94,7 +95,10 @@ class Match:
     factor: np.ndarray | None = None
 
     def to_record(self, format: str) -> dict[str, Any]:
-        """Plain data: the tensor, its type and layout, or why there is none."""
+        """Plain data: the tensor, its type and layout, or why there is none.
+
+        error: RMS of what rounding changed, relative to that of the kernel, where there are codes.
+        """
         if self.constant is None:
             reason = "not located by its values as one tensor; outputs were compared"
             return {"tensor": None, "reason": reason}
@@ -103,6 +107,11 @@ class Match:
         record["layout"] = self.layout.name
         if self.factor is not None:
             record["folded"] = "times a factor for each channel"
+        if self.constant.coded and self.weight.role in ("kernel", "embedding"):
+            expected = np.asarray(self.weight.read(), np.float64)
+            expected = expected if self.factor is None else expected * self.factor
+            stored = self.layout.back(self.constant.dequantized(), self.weight.shape)
+            record["error"] = relative_rms(stored, expected)
         coded = STORED.get(format, 32) <= 8 and self.weight.role in ("kernel", "embedding")
         if coded and not self.constant.coded:
             record["skipped"] = "left in float by the quantizer"

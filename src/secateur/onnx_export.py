@@ -18,10 +18,13 @@ import numpy as np
 
 from secateur import conversion
 from secateur.errors import SecateurError
-from secateur.onnx_graph import canonical, nodes
+from secateur.onnx_graph import canonical, nodes, squeeze_last
+from secateur.onnx_matching import as_trained
+from secateur.onnx_quantization import Ranges
 from secateur.runtimes import Arrays, by_name, one_line, quiet
 from secateur.runtimes import onnx as runtime
 from secateur.runtimes.keras import pack, signature
+from secateur.widths import Width
 
 FORMATS = ("onnx", "onnx-dynamic", "onnx-int8")
 # The newest that tf2onnx writes, and what onnxruntime has run since version 1.14.
@@ -42,6 +45,8 @@ def to_onnx(
     *,
     imports: Sequence[str] = (),
     calibration: Any = None,
+    widths: Mapping[str, Width] | None = None,
+    trained: Ranges | None = None,
 ) -> dict[str, bytes]:
     """Return {format: `.onnx` file} of a Functional or Sequential model; same model, same bytes.
 
@@ -51,6 +56,9 @@ def to_onnx(
             and "onnx-int8" (QDQ: int8 weights and activations, a scale for each channel).
         imports: modules that register the model's own layers; the clean process imports them.
         calibration: inputs (n, ...) or {name: inputs}, from which "onnx-int8" takes its ranges.
+        widths: path of a kernel -> 4 or 8 bits (else float) in "onnx-int8", as a quantize step says.
+        trained: ranges that a quantization-aware training left, for "onnx-int8": no calibration
+            is needed, and the file has the grids of the training.
 
     Raises `SecateurError` where a package is missing, or the model cannot be converted.
     """
@@ -60,7 +68,7 @@ def to_onnx(
                 f"format {format!r} received, expected one of {', '.join(FORMATS)}; fix: choose one"
             )
     require_packages()
-    if "onnx-int8" in formats and calibration is None:
+    if "onnx-int8" in formats and calibration is None and not trained:
         raise SecateurError(
             "onnx-int8 received without calibration data, expected a few hundred inputs like those "
             "of training, for the ranges of activations; fix: give calibration=x "
@@ -69,7 +77,10 @@ def to_onnx(
     try:
         made = {"onnx": _converted(model, imports)}
         for format in formats:
-            if format != "onnx":
+            if format == "onnx-int8" and (widths or trained):
+                samples = conversion.random_inputs(model, 4) if calibration is None else calibration
+                made[format] = specified(made["onnx"], model, widths or {}, trained or {}, samples)
+            elif format != "onnx":
                 made[format] = quantize(made["onnx"], format, calibration)
     except OSError as error:
         raise SecateurError(
@@ -154,6 +165,35 @@ def quantize(blob: bytes, format: str, calibration: Any = None) -> bytes:
         raise SecateurError(
             f"the model could not be quantized ({one_line(error)}), expected operators that "
             f"{format} exists for; fix: choose another format"
+        ) from error
+
+
+def specified(
+    blob: bytes, model: Any, widths: Mapping[str, Width], ranges: Ranges, samples: Any
+) -> bytes:
+    """Return the "onnx-int8" file of a quantize step: its widths, the ranges of its training.
+
+    blob: the float file of the model. ranges: empty: those of the samples, inputs (n, ...) or
+    {name: inputs}, of which the first few are run through model and file in any case. Raises
+    `SecateurError` for ranges of another model, and for kernels that cannot be codes.
+    """
+    import onnx
+
+    batches = _batches(blob, samples)
+    proto = onnx.load_model_from_string(blob)
+    inputs, outputs = ([value.name for value in s] for s in (proto.graph.input, proto.graph.output))
+    try:
+        with silent(), tempfile.TemporaryDirectory() as name:
+            squeeze_last(proto.graph)
+            folded = _folded(proto.SerializeToString(), Path(name) / "folded.onnx")
+            made = as_trained(folded, model, widths, ranges, batches)
+            return canonical(made, inputs, outputs)
+    except (OSError, SecateurError):
+        raise
+    except Exception as error:  # of onnx's converter of versions, and of the runtime
+        raise SecateurError(
+            f"the codes of model {model.name!r} could not be written ({one_line(error)}), expected "
+            "operators that ONNX has in the version with 4 bits too; fix: choose 8 bits, or int8"
         ) from error
 
 

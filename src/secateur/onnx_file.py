@@ -149,6 +149,7 @@ class OnnxFile:
     def _constant(self, node: Any, slot: int, name: str) -> Constant | None:
         """A tensor as what it is to the node that reads it; None: no weight (a shape, an axis)."""
         values, coding = self._values(name), self._coding(node, slot)
+        packed = 4 if self.tensors[name].data_type in _of_4_bits() else None
         while node.op_type == "DequantizeLinear" and node.output[0] in self.readers:
             node, slot = self.readers[node.output[0]][0]
         if coding is None:
@@ -167,9 +168,8 @@ class OnnxFile:
                 floats = ((values.astype(np.int32) - zero_point) * scale).astype(np.float32)
             return Constant(name, floats, None, None, None, node.op_type, slot)
         along = None if scale.size == 1 else axis % values.ndim
-        return Constant(
-            name, values, scale.reshape(-1), zero_point.reshape(-1), along, node.op_type, slot
-        )
+        scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        return Constant(name, values, scale, zero_point, along, node.op_type, slot, packed)
 
     def _directions(self, node: Any, slot: int, name: str) -> list[Constant]:
         """An LSTM's kernels (or biases), one for each direction; none for anything else."""
@@ -243,6 +243,12 @@ class OnnxFile:
         if values.dtype.kind in "fiub":
             return values
         return values.astype(np.int8 if "int" in str(values.dtype) else np.float32)
+
+
+def _of_4_bits() -> tuple[int, ...]:
+    from onnx import TensorProto
+
+    return TensorProto.INT4, TensorProto.UINT4
 
 
 def _in_keras_order(gates: np.ndarray, axis: int) -> np.ndarray:

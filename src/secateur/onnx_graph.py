@@ -45,6 +45,54 @@ def canonical(proto: Any, inputs: Sequence[str], outputs: Sequence[str]) -> byte
     return proto.SerializeToString(deterministic=True)
 
 
+def squeeze_last(graph: Any) -> None:
+    """Move a Squeeze behind a convolution past the bias, factors and ReLU that follow it, in place.
+
+    A Conv1D comes as a convolution in two dimensions and a Squeeze, which keeps runtimes from seeing
+    these as one operator.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    readers = Counter(name for node in nodes(graph) for name in node.input)
+    readers.update(value.name for value in graph.output)
+    ranks = {
+        node.output[0]: constants[node.input[1]].ndim
+        for node in graph.node
+        if node.op_type == "Conv" and node.input[1] in constants
+    }
+    order = list(graph.node)
+    for squeeze in [node for node in graph.node if node.op_type == "Squeeze"]:
+        while squeeze.input[0] in ranks and squeeze.input[-1] in constants:
+            source, squeezed, rank = squeeze.input[0], squeeze.output[0], ranks[squeeze.input[0]]
+            axes = [int(axis) % rank for axis in constants[squeeze.input[-1]].ravel()]
+            takers = [node for node in graph.node if squeezed in node.input]
+            others = [name for taker in takers for name in taker.input if name != squeezed]
+            known = all(name in constants for name in others)
+            if readers[squeezed] != 1 or readers[source] != 1 or not takers or not known:
+                break
+            (taker,) = takers
+            if taker.op_type not in ("Relu", "Clip", "Add", "Mul"):
+                break
+            if taker.op_type in ("Add", "Mul"):
+                value = constants[others[0]]
+                if value.ndim > rank - len(axes):
+                    break
+                aligned = value.reshape((1,) * (rank - len(axes) - value.ndim) + value.shape)
+                name = f"{others[0]}:{taker.output[0]}"
+                constants[name] = np.expand_dims(aligned, axes)
+                graph.initializer.append(numpy_helper.from_array(constants[name], name))
+                others = [name]
+            result = taker.output[0]
+            _replace(taker.input, [source, *others])
+            taker.output[0], squeeze.input[0], squeeze.output[0] = squeezed, squeezed, result
+            ranks[squeezed] = rank
+            order.remove(squeeze)
+            order.insert(order.index(taker) + 1, squeeze)
+    _replace(graph.node, order)
+
+
 def _name_dimensions(value: Any) -> None:
     for axis, size in enumerate(value.type.tensor_type.shape.dim):
         if not size.HasField("dim_value"):

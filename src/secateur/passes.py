@@ -54,6 +54,22 @@ class Forward:
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[:n]
 
 
+def fused(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of one tensor, its elementwise operations made one loop on TensorFlow too.
+
+    TensorFlow runs each of them over all the memory unless XLA compiles them; JAX compiles the whole
+    step anyway, and PyTorch would need a C++ compiler.
+
+    >>> ops.convert_to_numpy(fused(lambda x: ops.abs(x) + 1)(ops.array([-1.0]))).tolist()
+    [2.0]
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True)
+
+
 def even_batches(model: Any, x: np.ndarray) -> Iterator[Any]:
     """Tensors of large batches of one size, the last one filled up with its own last sample.
 

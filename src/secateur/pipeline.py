@@ -36,6 +36,7 @@ from secateur.exporting import export
 from secateur.file_rows import file_row
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
+from secateur.rounding_records import kernel_records, quantization_record
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model
@@ -167,6 +168,7 @@ def run(
         "plan": [change.to_record() for change in plan],
         "stages": folder.records,
         "rows": [_row(artifact, loaded, say) for artifact in artifacts],
+        "quantization": work.quantization(),
         "notes": [note for stage in folder.records for note in stage["notes"]],
     }
     record["seconds"] = round(time.perf_counter() - started, 3)
@@ -211,6 +213,7 @@ class _Work:
     loss: Any
     progress: Progress | None
     say: Say
+    last: Stage | None = None
 
     def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""
@@ -237,6 +240,7 @@ class _Work:
                 )
 
             last = self._stage(name, copy_model(previous.model), act)
+        self.last = last
         if last is not baseline:
             artifacts += self._export_last(last)
         if recipe.control and any(recipe.train_of(s).epochs for s in recipe.steps):
@@ -249,6 +253,14 @@ class _Work:
             )
             artifacts += self._export(control, ("keras",))
         return artifacts
+
+    def quantization(self) -> dict[str, Any] | None:
+        """What the quantize steps left, for the record; None without one."""
+        if self.last is None:
+            return None
+        found, split = specified(self.recipe, [self.last]), self.data.validation or self.data.train
+        x = None if split is None else split.x
+        return quantization_record(self.last.model, found, self.last.name, x)
 
     def _stage(self, name: str, model: Any, act: Callable[[Any], Stage]) -> Stage:
         stage = self.folder.restore(name, model)
@@ -343,4 +355,4 @@ def _model_record(model: Any, name: str) -> dict[str, Any]:
 
 def _row(artifact: Artifact, data: Data, say: Say) -> dict[str, Any]:
     say(f"measuring {artifact.path.name}")
-    return file_row(artifact, data)
+    return {**file_row(artifact, data), "kernels": kernel_records(artifact)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,14 @@ def quantize(
     how: Quantization,
     ranges: Ranges | None = None,
     widths: Mapping[str, Width] | None = None,
+    floats: Collection[str] = (),
 ) -> bytes:
     """Return the quantized file of a float one; same file and ranges, same bytes.
 
     ranges: of every computed float tensor, needed where activations are quantized
     (`secateur.runtimes.litert.ranges` takes them from data). widths: tensor of a kernel -> its width,
     where that is another than `how` says. An operator without a kernel for 4-bit weights gets 8.
+    floats: tensors that are computed in float where activations are quantized.
     Raises `SecateurError` for what the quantizer refuses, with its reason.
     """
     prepare()
@@ -87,6 +89,9 @@ def quantize(
     quantizer, widths = Quantizer(bytearray(blob)), widths or {}
     file = TfliteFile.parse(blob, "the float file")
     single = _single(file, how, widths)
+    if how.activations is not None:
+        kept = [o for o in file.operators if any(t.name in floats for t in o.outputs)]
+        single += [(operator, Width(bits=None)) for operator in kept]
     found = None if how.activations is None else _statistics(blob, how, ranges or {}, widths)
     try:
         with quiet(), warnings.catch_warnings():

@@ -269,7 +269,7 @@ def _check_order(steps: Iterable[Step]) -> None:
                 instead = f", or use {' or '.join(map(repr, fix))} instead" if fix else ""
                 raise SecateurError(
                     f"step {number} ({method.kind}) would break the promise {kind!r} of {maker}; "
-                    f"put it before{instead}"
+                    f"fix: put it before {maker}{instead}"
                 )
         made.update({kind: f"step {number} ({method.kind})" for kind in method.makes})
 

@@ -32,6 +32,7 @@ from secateur.promises import Promise
 from secateur.recipe import Recipe
 from secateur.training import History, Snapshot
 from secateur.weights import weight_table
+from secateur.widths import beside
 
 
 class RunFolder:
@@ -262,8 +263,10 @@ def _own_files(path: Path) -> Iterator[str]:
     for entry in [*_list(manifest.get("files")), *_list(rows), *_list(begun)]:
         name = entry.get("path") if isinstance(entry, dict) else entry
         # Never a path to somewhere else, whatever an edited file says.
-        if isinstance(name, str) and Path(name).name == name and (path / name).is_file():
-            yield name
+        if not isinstance(name, str) or Path(name).name != name:
+            continue
+        own = [name, beside(name).name] if Path(name).suffix in (".keras", ".h5") else [name]
+        yield from (one for one in own if (path / one).is_file())
 
 
 def _list(value: Any) -> list[Any]:

@@ -18,16 +18,26 @@ from keras import ops
 
 from secateur.capture import without_gradients
 from secateur.errors import SecateurError
-from secateur.fake_quantization import quantized_kernel, quantized_values, widened
-from secateur.fusing import Points, forward, points_of
+from secateur.fake_quantization import (
+    averaged_values,
+    quantized_bias,
+    quantized_kernel,
+    quantized_values,
+    widened,
+)
+from secateur.fusing import Points, points_of
 from secateur.graph import Call, replaced
 from secateur.passes import Forward
+from secateur.simulation import forward, masked_as
 from secateur.weights import Weight, WeightTable, weight_table
 from secateur.widths import Width
 
 RANGES = "secateur_ranges"  # the name of the variable that holds them
 Ranges = dict[str, tuple[float, float]]
-_HOOKS = ("call", "save_own_variables", "load_own_variables", "_secateur_restore")
+_HOOKS = (
+    *("call", "save_own_variables", "load_own_variables", "get_weights", "set_weights"),
+    "_secateur_restore",
+)
 
 
 class Substitution:
@@ -86,6 +96,8 @@ class Substitution:
         model.__dict__["call"] = self._call
         for name in ("save_own_variables", "load_own_variables"):
             model.__dict__[name] = functools.partial(_without_state, model, state, name)
+        model.__dict__["get_weights"] = functools.partial(_weights_of, model, state)
+        model.__dict__["set_weights"] = functools.partial(_put_weights, model, state)
         model.__dict__["_secateur_restore"] = self._restore
         _forget_functions(model)
 
@@ -108,10 +120,13 @@ class Substitution:
         if self._bits is None:
             return {}
         found = ops.convert_to_numpy(self._state.value)
-        return {
-            key: self.points.fixed.get(number, (float(found[number, 0]), float(found[number, 1])))
-            for number, key in enumerate(self.points.keys)
-        }
+
+        def bounds(number: int) -> tuple[float, float]:
+            source, factor = self.points.multiples.get(number, (number, 1.0))
+            known = (float(factor * found[source, 0]), float(factor * found[source, 1]))
+            return self.points.fixed.get(number, known)
+
+        return {key: bounds(number) for number, key in enumerate(self.points.keys)}
 
     def constant(self) -> list[str]:
         """Keys of ranges without extent: values that never were anything but 0."""
@@ -126,12 +141,20 @@ class Substitution:
         lows, highs = ops.unstack(low, keys), ops.unstack(high, keys)
         least, most = list(lows), list(highs)  # of this step, where it tells
 
-        def at(number: int, value: Any, own: bool) -> Any:
+        def bounds_of(number: int) -> tuple[Any, Any]:
+            source, factor = points.multiples.get(number, (number, 1.0))
+            known = factor * lows[source], factor * highs[source]
+            low, high = points.fixed.get(number, known)
+            return ops.convert_to_tensor(low), ops.convert_to_tensor(high)
+
+        def at(number: int, value: Any, own: bool, averages: bool = False) -> Any:
             if self._bits is None:
                 return value
+            bounds = bounds_of(number)
+            if averages:  # of codes, in the range of these codes
+                return averaged_values(value, *bounds, self._bits)
             if number in points.fixed:
-                return self._quantized(value, *map(ops.convert_to_tensor, points.fixed[number]))
-            bounds = lows[number], highs[number]
+                return self._quantized(value, *bounds)
             if tracked and (own or self._fresh):
                 seen = ops.cast(ops.stop_gradient(value), "float32")
                 smallest = lows[number] if number in points.positive else ops.min(seen)
@@ -150,7 +173,7 @@ class Substitution:
             inputs,
             at=at,
             training=training,
-            kernels=self._quantized_kernels,
+            kernels=functools.partial(self._quantized_kernels, bounds_of),
             frozen=self.frozen,
         )
         if tracked:
@@ -163,25 +186,41 @@ class Substitution:
         return outputs
 
     def _quantized(self, value: Any, low: Any, high: Any) -> Any:
-        made = quantized_values(value, low, high, self._bits or 8)
-        mask = getattr(value, "_keras_mask", None)
-        if mask is not None:
-            with contextlib.suppress(AttributeError):
-                made._keras_mask = mask
-        return made
+        return masked_as(value, quantized_values(value, low, high, self._bits or 8))
 
     @contextlib.contextmanager
-    def _quantized_kernels(self, call: Call, factor: Any) -> Iterator[None]:
-        """The layer with its kernels on their grids, times `factor` where BatchNorm is folded."""
+    def _quantized_kernels(
+        self, bounds: Callable[[int], tuple[Any, Any]], call: Call, factor: Any
+    ) -> Iterator[Callable[[Any], Any]]:
+        """The layer with its kernels and biases on their grids; gives what rounds others of its biases.
+
+        bounds: of the range of a number. factor: what BatchNorm multiplies the kernels with.
+        """
+        rounded = self._constant if call.kind == "BatchNormalization" else _as_it_is
         with contextlib.ExitStack() as stack:
             for owner, name, weight, bits in self._kernels.get(id(call.layer), ()):
                 kernel = ops.convert_to_tensor(weight.variable)
-                if factor is not None and not _depthwise_half(weight):
+                half = _depthwise_half(weight)
+                if factor is not None and not half:
                     kernel = kernel * _along(weight, factor)
+                taken = self.points.taken.get((call.path, id(owner)))
+                if bits is not None and self._bits == 8 and taken is not None and not half:
+                    grid = (*bounds(taken), kernel, bits, weight.axes.outputs)
+                    rounded = functools.partial(_rounded_bias, grid)
+                    bias = vars(owner).get("bias")
+                    if bias is not None:
+                        stack.enter_context(replaced(owner, bias=rounded(bias)))
                 if bits is not None:
                     kernel = quantized_kernel(kernel, bits, weight.axes.outputs)
                 stack.enter_context(replaced(owner, **{name: kernel}))
-            yield
+            yield rounded
+
+    def _constant(self, value: Any) -> Any:
+        """Numbers that a file adds or multiplies with: one grid for all of them."""
+        if self._bits is None:
+            return value
+        low, high = widened(ops.min(ops.stop_gradient(value)), ops.max(ops.stop_gradient(value)))
+        return quantized_values(value, low, high, self._bits)
 
     def _restore(self) -> None:
         for name in _HOOKS:
@@ -225,6 +264,14 @@ def as_in_file(
         yield model
     finally:
         restore(model)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _rounded_bias(grid: tuple, bias: Any) -> Any:
+    return quantized_bias(bias, *grid)
 
 
 def _slots(
@@ -274,7 +321,7 @@ def _observed(points: Points, batches: Sequence[Any]) -> np.ndarray:
     def extremes(x: Any) -> Any:
         found: dict[int, tuple[Any, Any]] = {}
 
-        def at(number: int, value: Any, own: bool) -> Any:
+        def at(number: int, value: Any, own: bool, averages: bool = False) -> Any:
             if own and number not in points.fixed:
                 seen = ops.cast(value, "float32")
                 low, high = widened(ops.min(seen), ops.max(seen))
@@ -301,12 +348,30 @@ def _forget_functions(model: Any) -> None:
     model.train_function = model.test_function = model.predict_function = None
 
 
-def _without_state(model: Any, state: Any, name: str, store: Any) -> Any:
-    """Save or load a model's own variables, of which the ranges are none."""
+class _Weights(list):
+    """A model's weights as callbacks keep them (EarlyStopping), and the ranges they had then."""
+
+    ranges: np.ndarray
+
+
+def _weights_of(model: Any, state: Any) -> _Weights:
+    found = _Weights(_without_state(model, state, "get_weights"))
+    found.ranges = ops.convert_to_numpy(state.value)
+    return found
+
+
+def _put_weights(model: Any, state: Any, weights: Any) -> None:
+    _without_state(model, state, "set_weights", weights)
+    if isinstance(weights, _Weights):
+        state.assign(weights.ranges)
+
+
+def _without_state(model: Any, state: Any, name: str, *values: Any) -> Any:
+    """A method of the model on its own variables, of which the ranges are none."""
     method: Callable = getattr(type(model), name)
     model._untrack_variable(state)
     try:
-        return method(model, store)
+        return method(model, *values)
     finally:
         model._tracker.unlock()
         model._track_variable(state)

@@ -25,7 +25,8 @@ class SubstitutionCallback(ProjectionCallback):
     makes the specification of the model's weights, where none is given.
 
     Afterwards `ranges` and `specification` hold what `export` takes, and the model is called in
-    float again. Put it last among the callbacks: it takes its own variable off the model at the end.
+    float again. Weights that another callback puts back (EarlyStopping) come with the ranges they had if
+    this one stands behind it; else with those of the last step.
     """
 
     def __init__(
@@ -65,14 +66,19 @@ class SubstitutionCallback(ProjectionCallback):
         self.substitution = Substitution(
             model, self.specification.widths, activations=how.activations
         )
-        self.substitution.start_from(_inputs(self._data))
+        batches = _inputs(self._data)
+        for batch in batches:
+            _require_shape(model, batch)
+        self.substitution.start_from(batches)
         self.substitution.frozen = self._freeze <= 0
         # The zeros first: their table knows nothing of the variable that is added here.
         self.begin(model, model.optimizer)
+        if told := self.substitution.points.told_floats():
+            self.notes.append(f"computed in float, in training as in the file: {told}")
         if self.substitution.outside:
             self.notes.append(
                 f"trained in float, quantized afterwards: {', '.join(self.substitution.outside)} "
-                "(recurrent cells, and layers that call others by code of their own)"
+                "(layers that call others by code of their own)"
             )
         self.substitution.attach()
         model.make_train_function(force=True)
@@ -123,6 +129,26 @@ def _require_sound(found: Substitution) -> None:
             f"activations of {bad[0]} became NaN or infinite in training, expected finite numbers; "
             "fix: lower learning_rate, or look for NaN in the data"
         )
+
+
+def _require_shape(model: Any, batch: Any) -> None:
+    """Refuse samples that the model does not take, before a layer somewhere within it does."""
+    if len(model.inputs) > 1 or isinstance(batch, Mapping | list | tuple):
+        return  # by name or by place: the model itself knows best
+    wanted, found = tuple(model.inputs[0].shape[1:]), tuple(np.shape(batch)[1:])
+    # Keras adds a last axis of 1, or takes it off.
+    sizes = [s[:-1] if len(s) > 1 and s[-1] == 1 else s for s in (wanted, found)]
+    same = len(sizes[0]) == len(sizes[1])
+    fits = same and all(w in (None, f) for w, f in zip(*sizes, strict=True))
+    if not fits:
+        raise SecateurError(
+            f"data for the first ranges of shape {_with_n(found)} received, expected "
+            f"{_with_n(wanted)} of {model.name!r}; fix: give data=(x, y) as fit takes them"
+        )
+
+
+def _with_n(shape: Sequence[int | None]) -> str:
+    return f"(n, {', '.join('any' if size is None else str(size) for size in shape)})"
 
 
 def _inputs(data: Any) -> Sequence[Any]:

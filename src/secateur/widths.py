@@ -6,11 +6,14 @@ written realises them, and promises of kind "bits" are checked on its own tensor
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.promises import Promise
@@ -86,32 +89,42 @@ class Specification:
     """What quantize steps leave for `export`: the format, and widths by path where one is set.
 
     ranges: of activations, (smallest, largest) by key, where a quantization-aware training found
-    them; else calibration data give them.
+    them; else calibration data give them. tensors: those that a file of integers was written with,
+    by tensor of its float form, where there was one. weights: `fingerprint` of the model that it
+    belongs to, where it has been written beside one.
     """
 
     format: str
     widths: Mapping[str, Width] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: str = ""
 
     def formats(self, asked: Iterable[str]) -> tuple[str, ...]:
-        """The formats of the last stage: this one, and of those asked for Keras's own.
+        """The formats of the last stage: this one, and of those asked for Keras's own and ONNX's.
 
-        They hold the float model that the codes were made of.
+        Keras's hold the float model that the codes were made of; "onnx-int8" has the codes of "int8".
 
-        >>> Specification(format="int8").formats(["keras", "float32"])
-        ('keras', 'int8')
+        >>> Specification(format="int8").formats(["keras", "float32", "onnx-int8"])
+        ('keras', 'int8', 'onnx-int8')
         """
-        return (*(format for format in asked if format in ("keras", "h5")), self.format)
+        asked = tuple(asked)
+        onnx = [format for format in asked if format == "onnx-int8" and self.format == "int8"]
+        return (*(format for format in asked if format in ("keras", "h5")), self.format, *onnx)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data.
 
-        >>> Specification(format="int4", widths={"d/kernel": Width(bits=8)}).to_record()
-        {'format': 'int4', 'widths': {'d/kernel': {'bits': 8, 'block': None}}, 'ranges': {}}
+        >>> Specification(format="int4", widths={"d/kernel": Width(bits=8)}).to_record()["widths"]
+        {'d/kernel': {'bits': 8, 'block': None}}
         """
-        widths = {path: {"bits": w.bits, "block": w.block} for path, w in self.widths.items()}
-        ranges = {key: list(bounds) for key, bounds in self.ranges.items()}
-        return {"format": self.format, "widths": widths, "ranges": ranges}
+        return {
+            "format": self.format,
+            "widths": {path: {"bits": w.bits, "block": w.block} for path, w in self.widths.items()},
+            "ranges": {key: list(bounds) for key, bounds in self.ranges.items()},
+            "tensors": {name: list(bounds) for name, bounds in self.tensors.items()},
+            "weights": self.weights,
+        }
 
     @classmethod
     def from_record(cls, record: Any) -> Specification:
@@ -123,11 +136,24 @@ class Specification:
         """
         try:
             widths = {path: Width(**width) for path, width in record["widths"].items()}
-            ranges = {key: (float(a), float(b)) for key, (a, b) in record["ranges"].items()}
-            if record["format"] not in STORED or not all(a <= b for a, b in ranges.values()):
-                raise ValueError("an unknown format, or a range upside down")
-            return cls(format=record["format"], widths=widths, ranges=ranges)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            ranges, tensors = (
+                {key: (float(a), float(b)) for key, (a, b) in record[kind].items()}
+                for kind in ("ranges", "tensors")
+            )
+            # Also refuses NaN, which json reads and no grid can have.
+            sound = all(-np.inf < a <= b < np.inf for a, b in (*ranges.values(), *tensors.values()))
+            if record["format"] not in STORED or not sound:
+                raise ValueError("an unknown format, or a range without order")
+            if not isinstance(record["weights"], str):
+                raise TypeError("no fingerprint")
+            return cls(
+                format=record["format"],
+                widths=widths,
+                ranges=ranges,
+                tensors=tensors,
+                weights=record["weights"],
+            )
+        except (AttributeError, KeyError, SecateurError, TypeError, ValueError) as error:
             raise SecateurError(
                 f"a damaged record of a quantization received ({error}), expected what to_record "
                 "wrote; fix: take it from the folder of an unchanged run"
@@ -135,15 +161,38 @@ class Specification:
 
     @classmethod
     def load(cls, path: str | Path) -> Specification:
-        """The specification beside a Keras file that a quantization-aware Run wrote."""
-        beside = Path(path).with_suffix(BESIDE)
+        """The specification beside a Keras file that a Run with a quantize step wrote."""
+        file = beside(path)
         try:
-            return cls.from_record(json.loads(beside.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            return cls.from_record(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
             raise SecateurError(
-                f"{beside} cannot be read ({error}), expected the ranges and bits of a "
-                "quantization-aware training; fix: keep it beside the Keras file"
+                f"{file} is not there, expected the bits and ranges of {Path(path).name}, which a "
+                "quantize step leaves beside its Keras file; fix: keep the two together"
             ) from None
+        except (OSError, SecateurError, ValueError, RecursionError) as error:
+            raise SecateurError(
+                f"{file} cannot be read ({error}), expected the bits and ranges that a quantize "
+                "step left; fix: take it from the folder of an unchanged run"
+            ) from None
+
+
+def beside(path: str | Path) -> Path:
+    """Where the specification of a Keras file is.
+
+    >>> beside("out/quantized-keras.keras").name
+    'quantized-keras.quantization.json'
+    """
+    return Path(path).with_suffix(BESIDE)
+
+
+def fingerprint(table: WeightTable) -> str:
+    """A hash of all weights and their paths: what bits and ranges belong to."""
+    digest = hashlib.sha256()
+    for weight in table:
+        digest.update(weight.path.encode())
+        digest.update(np.ascontiguousarray(weight.read()).tobytes())
+    return digest.hexdigest()
 
 
 def chosen(layers: Mapping[str, Any], table: WeightTable) -> dict[str, Width]:

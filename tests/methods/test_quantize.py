@@ -134,7 +134,8 @@ def test_what_no_file_stores_in_few_bits_is_skipped_with_its_reason():
         ),
         (
             lambda: Recipe(steps=[Quantize(), Prune(sparsity=0.5)]),
-            r"step 2 \(prune\) would break the promise 'bits' of step 1 \(quantize\); put it before$",
+            r"step 2 \(prune\) would break the promise 'bits' of step 1 \(quantize\); "
+            r"fix: put it before step 1 \(quantize\)$",
         ),
         (
             lambda: Recipe.from_toml('[[steps]]\nmethod = "quantize"\n[steps.train]\nepochs = 2\n'),

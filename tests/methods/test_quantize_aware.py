@@ -88,16 +88,30 @@ def test_the_file_of_a_plain_network_is_at_most_one_step_away(tmp_path):
 
 
 @in_full
-@pytest.mark.parametrize(
-    "name", [name for name in nets.MODELS if name not in ("plain", "attention")]
-)
+@pytest.mark.parametrize("name", [name for name in nets.MODELS if name != "plain"])
 def test_the_files_of_all_kinds_of_layers_are_at_most_two_steps_away(name, tmp_path):
-    compared(nets.MODELS[name], tmp_path, allow_float=name == "nested")
+    artifact, *_ = compared(nets.MODELS[name], tmp_path, allow_float=name in nets.MIXED)
+    assert artifact.format == ("mixed" if name in nets.MIXED else "int8")
 
 
 @in_full
-def test_within_attention_ranges_are_calibrated_and_cost_some_steps(tmp_path):
-    compared(nets.attention, tmp_path, most=4, often=0.7)
+@pytest.mark.parametrize(
+    ("name", "path", "floats", "dense"),
+    [("layered", "norm", {"RSQRT", "MEAN"}, 3), ("recurrent", "gru", {"LOGISTIC", "TANH"}, 1)],
+)
+def test_what_was_trained_in_float_is_float_in_the_file_and_named(
+    name, path, floats, dense, tmp_path
+):
+    artifact, *_ = compared(nets.MODELS[name], tmp_path, most=1, often=0.1, allow_float=True)
+    file = TfliteFile.parse(artifact.path.read_bytes(), "it")
+    assert floats <= set(file.float_operators())
+    integers = [o for o in file.operators if not any(t.floating for t in o.outputs)]
+    assert [o.name for o in integers].count("FULLY_CONNECTED") == dense
+    assert any(
+        note.startswith(f"computed in float as in training: {path} (") for note in artifact.notes
+    )
+    with pytest.raises(SecateurError, match="in float received, expected integers throughout"):
+        compared(nets.MODELS[name], tmp_path)
 
 
 @in_full

@@ -170,6 +170,8 @@ class Quantize:
         in_float = QUANTIZATIONS[self.format].activations is None
         if w.layer_class in FLOAT and width.bits != 16:
             return width, f"no integer operator for {w.layer_class}"
+        if self.aware and w.in_cell and not in_float:
+            return width, "recurrent layers are trained, and computed, in float"
         if w.role == "embedding" and in_float and width.bits != 16:
             return width, f"lookups stay float in {self.format} files"
         kinds = {w.layer_class, type(w.owner).__name__}

@@ -8,7 +8,7 @@ def builtin_recipes() -> dict[str, str]:
     """Name -> TOML text of each recipe, by name.
 
     >>> sorted(builtin_recipes())
-    ['demo', 'lab']
+    ['demo', 'lab', 'lab-pruned-qat', 'lab-qat']
     """
     return {name: text for name, text in _texts().items() if "curves" not in tomllib.loads(text)}
 
@@ -24,7 +24,9 @@ def builtin_grids() -> dict[str, str]:
 
 def _texts() -> dict[str, str]:
     files = [f for f in resources.files(__name__).iterdir() if f.name.endswith(".toml")]
-    return {f.name[:-5]: f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+    return {
+        f.name[:-5]: f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name[:-5])
+    }
 
 
 def explanation(text: str) -> str:

@@ -148,8 +148,14 @@ def weights(found: dict[str, Any]) -> Table:
     title += f", {100 * found['sparsity']:.2f} % zeros"
     if found["bytes"] is not None:
         title += f", {found['bytes']:,} bytes ({found['gzip_bytes']:,} gzipped)"
+    coded = any(w.get("bits") for w in found["weights"])
     table = Table(
-        "weight", "layer", "role", "shape", "elements", "zeros", "min", "mean", "max", title=title
+        *("weight", "layer", "role", "shape", "elements"),
+        *(("bits",) if coded else ()),
+        *("zeros", "min", "mean", "max"),
+        title=title,
+        caption=escape(found["beside"]) if found.get("beside") else None,
+        caption_justify="left",
     )
     for w in found["weights"]:
         values = ["-" if w[k] is None else f"{w[k]:.4g}" for k in ("min", "mean", "max")]
@@ -160,6 +166,7 @@ def weights(found: dict[str, Any]) -> Table:
             w["role"],
             "x".join(map(str, w["shape"])),
             f"{w['size']:,}",
+            *((str(w.get("bits") or "-"),) if coded else ()),
             f"{w['zeros']:,} ({100 * w['sparsity']:.1f} %)",
             *values,
         )

@@ -17,6 +17,7 @@ from secateur.reporting import figures
 from secateur.reporting.aggregation import Row, Run, reference_row, rows
 from secateur.reporting.files import write_text
 from secateur.reporting.formats import DASH, binary_size, byte_count, percent, points, times, whole
+from secateur.reporting.rounding import rounding
 from secateur.reporting.sentence import NAMES, headline_parts, subject_row
 from secateur.reporting.table import footnote, latency
 from secateur.reporting.words import (
@@ -36,6 +37,7 @@ TITLES = {
     "layers": "Zeros, layer by layer",
     "weights": "The weights, before and after",
     "training": "Training",
+    "quantization": "Quantization, layer by layer",
     "plan": "What changed, and what was skipped",
     "files": "Every file, checked",
     "data": "The data",
@@ -173,6 +175,7 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "curves": figures.curves(runs),
         "steps": figures.sparsity_curve(run),
         "trained": trained_stages(runs),
+        "quantized": _typeset(rounding(runs, table)),
         "plan": plan_entries(run),
         "plan_summary": plan_summary(run),
         "checks": [
@@ -193,10 +196,22 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
     return context
 
 
+def _typeset(quantized: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The figures of the section on quantization as print sets them; names stay as they are."""
+    if quantized is None:
+        return None
+    for entry in (*quantized["sides"], *quantized["ranges"]):
+        named = {"row", "stage", "key", "strip"}
+        entry |= {key: typeset(text) for key, text in entry.items() if key not in named}
+    for kernel in quantized["kernels"]:
+        kernel["cells"] = [typeset(text) for text in kernel["cells"]]
+    return quantized
+
+
 def _shown(context: dict[str, Any], section: str) -> bool:
     needed = {
         "result": ("results",), "layers": ("layers",), "weights": ("touched",), "plan": ("plan",),
-        "training": ("curves", "steps"), "files": ("checks",), "data": ("data",),
+        "training": ("curves", "steps"), "quantization": ("quantized",), "files": ("checks",), "data": ("data",),
     }  # fmt: skip
     return section not in needed or any(context[key] for key in needed[section])
 

@@ -23,6 +23,7 @@ from secateur.reporting.formats import (
     times,
     whole,
 )
+from secateur.reporting.rounding import rounding
 from secateur.reporting.sentence import headline
 
 Column = tuple[str, Callable[[Row], str]]
@@ -169,10 +170,40 @@ def write_markdown(runs: Sequence[Run], path: str | Path) -> Path:
         "",
         markdown_cell(footnote(runs, table)),
     ]
+    lines += _quantization(rounding(runs, table))
     command = runs[0].get("command")
     if command:
         lines += ["", "To repeat it:", "", *(f"    {line}" for line in str(command).splitlines())]
     return write_text(path, "\n".join(lines) + "\n")
+
+
+def _quantization(found: dict[str, Any] | None) -> list[str]:
+    """The lines on quantization: float beside quantized, errors of kernels, ranges of activations."""
+    if found is None:
+        return []
+    how = "in training" if found["aware"] else "after training"
+    lines = ["", f"## Quantization ({found['format']}, {how})"]
+    sides = ("row", "what", "bytes", "gzip", "quality", "points")
+    ranges = ("key", "low", "high", "step", "error", "clipped")
+    for heads, texts in (
+        (
+            ("row", "what it is", "bytes", "gzip", "test set", "points to baseline"),
+            [[side[key] for key in sides] for side in found["sides"]],
+        ),
+        (
+            ("error of the kernel", *found["files"]),
+            [[kernel["path"], *kernel["cells"]] for kernel in found["kernels"]],
+        ),
+        (
+            ("range of", "smallest", "largest", "step", "error", "clipped"),
+            [[one[key] for key in ranges] for one in found["ranges"]],
+        ),
+    ):
+        if texts:
+            lines += ["", markdown_line(map(markdown_cell, heads))]
+            lines.append(markdown_line("---:" if place else "---" for place in range(len(heads))))
+            lines += [markdown_line(map(markdown_cell, row)) for row in texts]
+    return lines
 
 
 def markdown_line(cells: Iterable[str]) -> str:
