@@ -7,7 +7,7 @@ Gradients pass as if nothing were rounded, and not at all where a value lies out
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -24,25 +24,35 @@ WORTH_FUSING = 2**16
 NEARLY = 1e-3
 
 
-def quantized_kernel(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
-    """A kernel on its symmetric grid, with a scale for each entry of `axes`; zeros stay zeros.
+def kernel_steps(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
+    """The step of a kernel's symmetric grid for each entry of `axes`, to be spread over the kernel.
 
     The largest magnitude has the largest code, so that no weight lies outside of the range.
 
-    >>> ops.convert_to_numpy(quantized_kernel(ops.array([[7.0], [2.4]]), 4, (1,))).tolist()
-    [[7.0], [2.0]]
+    >>> ops.convert_to_numpy(kernel_steps(ops.array([[7.0], [2.4]]), 4, (1,))).tolist()
+    [[1.0]]
     """
     kernel = ops.convert_to_tensor(kernel)
     shared = tuple(axis for axis in range(len(kernel.shape)) if axis not in axes)
 
-    def on_grid(values: Any) -> Any:
+    def steps(values: Any) -> Any:
         bound = ops.max(ops.abs(values), axis=shared, keepdims=True) if shared else ops.abs(values)
         bound = ops.maximum(bound, SMALLEST_BOUND)
-        # By a number that XLA does not know: for a constant it multiplies, a bit beside the file's scale.
-        scale = bound / (0 * bound + (2 ** (bits - 1) - 1))
-        return ops.floor(values / scale + 0.5) * scale
+        # By a number that XLA does not know: for a constant it multiplies, a bit beside the file's step.
+        return bound / (0 * bound + (2 ** (bits - 1) - 1))
 
-    compiled = fused(on_grid) if math.prod(kernel.shape) >= WORTH_FUSING else on_grid
+    return _for_size(steps, kernel)(ops.cast(ops.stop_gradient(kernel), "float32"))
+
+
+def quantized_kernel(kernel: Any, steps: Any) -> Any:
+    """A kernel on the grid of its `kernel_steps`; zeros stay zeros, and gradients pass.
+
+    >>> kernel = ops.array([[7.0], [2.4]])
+    >>> ops.convert_to_numpy(quantized_kernel(kernel, kernel_steps(kernel, 4, (1,)))).tolist()
+    [[7.0], [2.0]]
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    on_grid = _for_size(lambda values, steps: ops.floor(values / steps + 0.5) * steps, kernel)
 
     # Not kernel + (rounded - kernel), which is three passes over the weights more, and inexact.
     @ops.custom_gradient
@@ -50,32 +60,25 @@ def quantized_kernel(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
         def grad(*args: Any, upstream: Any = None) -> Any:
             return args[0] if upstream is None else upstream
 
-        return compiled(values), grad
+        return on_grid(values, steps), grad
 
     # The cast reads what may be a variable, which a custom gradient would take for one of its own.
     return ops.cast(straight_through(ops.cast(kernel, "float32")), kernel.dtype)
 
 
-def quantized_bias(
-    bias: Any, low: Any, high: Any, kernel: Any, bits: int, axes: Sequence[int]
-) -> Any:
+def quantized_bias(bias: Any, low: Any, high: Any, steps: Any) -> Any:
     """A bias as 32 bits hold it, in steps of (step of the input's range) x (step of its weights).
 
-    low, high: of an input of 8 bits. kernel: not rounded, a grid of `bits` for each entry of `axes`.
-    Where these are not the entries of the bias, it stays what it is.
+    low, high: of an input of 8 bits. steps: of the kernel. Where these are not one for each entry of
+    the bias, it stays what it is.
 
-    >>> bias, kernel = ops.array([0.7]), ops.array([[63.5]])
-    >>> ops.convert_to_numpy(quantized_bias(bias, 0.0, 255.0, kernel, 8, (1,))).tolist()
+    >>> ops.convert_to_numpy(quantized_bias(ops.array([0.7]), 0.0, 255.0, ops.array([[0.5]]))).tolist()
     [0.5]
     """
     bias = ops.convert_to_tensor(bias)
-    weights = ops.abs(ops.cast(ops.stop_gradient(ops.convert_to_tensor(kernel)), "float32"))
-    shared = tuple(axis for axis in range(len(weights.shape)) if axis not in axes)
-    bound = ops.max(weights, axis=shared) if shared else weights
-    if math.prod(bound.shape) != math.prod(bias.shape):
+    if math.prod(steps.shape) != math.prod(bias.shape):
         return bias
-    bound = ops.maximum(ops.reshape(bound, bias.shape), SMALLEST_BOUND)
-    step = bound / (2 ** (bits - 1) - 1) * ((high - low) / 255)
+    step = ops.reshape(steps, bias.shape) * ((high - low) / 255)
     fixed = ops.cast(ops.stop_gradient(bias), "float32")
     return bias + ops.cast(ops.floor(fixed / step + 0.5) * step - fixed, bias.dtype)
 
@@ -121,3 +124,8 @@ def widened(low: Any, high: Any) -> tuple[Any, Any]:
     """
     low = ops.minimum(low, 0.0)
     return low, ops.maximum(ops.maximum(high, 0.0), low + NARROWEST)
+
+
+def _for_size(function: Callable[..., Any], kernel: Any) -> Callable[..., Any]:
+    """Compiled where the kernel is large enough for that to pay."""
+    return fused(function) if math.prod(kernel.shape) >= WORTH_FUSING else function

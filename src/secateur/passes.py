@@ -54,8 +54,8 @@ class Forward:
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[:n]
 
 
-def fused(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of one tensor, its elementwise operations made one loop on TensorFlow too.
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors, its elementwise operations made one loop on TensorFlow too.
 
     TensorFlow runs each of them over all the memory unless XLA compiles them; JAX compiles the whole
     step anyway, and PyTorch would need a C++ compiler.

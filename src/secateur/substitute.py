@@ -20,6 +20,7 @@ from secateur.capture import without_gradients
 from secateur.errors import SecateurError
 from secateur.fake_quantization import (
     averaged_values,
+    kernel_steps,
     quantized_bias,
     quantized_kernel,
     quantized_values,
@@ -203,15 +204,15 @@ class Substitution:
                 half = _depthwise_half(weight)
                 if factor is not None and not half:
                     kernel = kernel * _along(weight, factor)
-                taken = self.points.taken.get((call.path, id(owner)))
-                if bits is not None and self._bits == 8 and taken is not None and not half:
-                    grid = (*bounds(taken), kernel, bits, weight.axes.outputs)
-                    rounded = functools.partial(_rounded_bias, grid)
-                    bias = vars(owner).get("bias")
-                    if bias is not None:
-                        stack.enter_context(replaced(owner, bias=rounded(bias)))
                 if bits is not None:
-                    kernel = quantized_kernel(kernel, bits, weight.axes.outputs)
+                    steps = kernel_steps(kernel, bits, weight.axes.outputs)
+                    taken = self.points.taken.get((call.path, id(owner)))
+                    if self._bits == 8 and taken is not None and not half:
+                        rounded = functools.partial(_rounded_bias, (*bounds(taken), steps))
+                        bias = vars(owner).get("bias")
+                        if bias is not None:
+                            stack.enter_context(replaced(owner, bias=rounded(bias)))
+                    kernel = quantized_kernel(kernel, steps)
                 stack.enter_context(replaced(owner, **{name: kernel}))
             yield rounded
 
