@@ -1,12 +1,13 @@
 """Five networks trained for their int8 files, and the files held against that training.
 
     python benchmarks/qat_networks.py                              # TensorFlow, all of MNIST
-    KERAS_BACKEND=jax python benchmarks/qat_networks.py --short    # 6,000 images; torch likewise
+    KERAS_BACKEND=jax python benchmarks/qat_networks.py --short    # 6,000 images, 5 epochs; torch likewise
     python benchmarks/qat_networks.py --quick --out FILE           # digits: a smoke test
 
-One epoch in float, one through the grids, batch 64. Each file (integers or floats in and out) is run on
-the 10,000 test images and compared with the model *as it was trained*. A process has one backend; its
-results go into the record in the place of those that it held for the same network and backend.
+One epoch in float, one through the grids (short: five each), batch 64. Each file (integers or floats
+in and out) is run on the 10,000 test images and compared with the model *as it was trained*. A process
+has one backend; its results go into the record in the place of those that it held for the same network
+and backend.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from recording import Record, about, save
 from recording import load as load_record
 
 RECORD = Path(__file__).resolve().parent / "records" / "qat-networks.json"
-SHORT = 6000  # images of a short training
+SHORT, EPOCHS = 6000, 5  # images and epochs of a short training
 TINY = 200  # test images for TFLM, which takes one at a time
 
 
@@ -111,13 +112,13 @@ def trained(name: str, data: Any, bits: int | None = None, epochs: int = 1) -> t
     return model, compress(model, recipe, data)
 
 
-def measured(name: str, data: Any) -> Record:
+def measured(name: str, data: Any, epochs: int = 1) -> Record:
     """Everything that is recorded of one network on this backend."""
     from secateur.exporting import export
     from secateur.runtimes.keras import KerasSession
     from secateur.substitute import as_in_file
 
-    model, small = trained(name, data)
+    model, small = trained(name, data, epochs=epochs)
     x, y = data.test.x, data.test.y
     specification = small.specification
     with as_in_file(small.model, specification.widths, specification.ranges) as quantized:
@@ -144,6 +145,7 @@ def measured(name: str, data: Any) -> Record:
         "backend": keras.backend.backend(),
         "version": keras.__version__,
         "trained_on": len(data.train),
+        "epochs": epochs,
         "parameters": model.count_params(),
         "float_accuracy": _accuracy(KerasSession(model).predict(x), y),
         "aware_accuracy": _accuracy(expected, y),
@@ -225,14 +227,14 @@ def main() -> None:
     """Read the command line, measure one network after the other, write after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--short", action="store_true", help=f"train on {SHORT:,} images")
+    parser.add_argument("--short", action="store_true", help=f"{SHORT:,} images, {EPOCHS} epochs")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     out = given.out if given.out or given.quick else RECORD
     data = prepared(given.quick, given.short)
     for name in given.networks or NETWORKS:
-        found = measured(name, data)
+        found = measured(name, data, EPOCHS if given.short else 1)
         print(name, found["aware_accuracy"], flush=True)
         if out is None:
             continue

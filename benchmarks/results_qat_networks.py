@@ -27,7 +27,7 @@ def networks(record: Record | None) -> Iterable[str]:
     )
     yield markdown_table(
         [
-            *("network", "backend", "images", "parameters", "float", "trained for the file"),
+            *("network", "backend", "images, epochs", "parameters", "float", "trained for the file"),
             *("file", "bytes", "gzip"),
         ],
         map(_training, runs),
@@ -49,7 +49,7 @@ def networks(record: Record | None) -> Iterable[str]:
         yield bullets(told)
     yield (
         "Accuracy and agreement on MNIST's 10,000 test images, of the file beside the model as it was "
-        "trained (one epoch in float, one through the grids, batch 64, one seed); TFLM on the first "
+        "trained (as many epochs in float as through the grids, batch 64, one seed); TFLM on the first "
         f"{_tiny(runs)} of them. Apart: of the outputs, in steps of the output's codes where it has "
         "codes. Nothing was chosen on these images. " + provenance(record, [record["created"]])
     )
@@ -69,7 +69,7 @@ def _training(run: Record) -> list[str]:
     return [
         run["network"],
         SHOWN[run["backend"]],
-        f"{run['trained_on']:,}",
+        f"{run['trained_on']:,}, {run.get('epochs', 1)}",
         f"{run['parameters']:,}",
         f"{100 * run['float_accuracy']:.2f} %",
         f"{100 * run['aware_accuracy']:.2f} %",

@@ -321,6 +321,7 @@ def test_hostile_keras_files_run_nothing_and_are_refused(seeds, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.slow
 def test_files_that_unfold_to_more_than_they_hold_are_refused(seeds, tmp_path):
     import h5py
 
@@ -366,6 +367,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     assert never_worse_than_refused(folder) == 20
 
 
+@pytest.mark.slow
 def test_one_kind_under_the_name_of_another_is_refused(seeds, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
@@ -381,6 +383,7 @@ def test_one_kind_under_the_name_of_another_is_refused(seeds, tmp_path):
     never_worse_than_refused(folder)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line(seeds, tmp_path):
     blob = (seeds / "float32.tflite").read_bytes()
     cases = {"cut.tflite": blob[:1500], "none.tflite": b"", "no.h5": b"\x89HDF\r\n\x1a\n" * 9}

@@ -131,6 +131,7 @@ def test_a_layer_that_merges_the_batch_still_takes_every_batch(custom):
     assert session.resizable
 
 
+@pytest.mark.slow
 def test_own_layers_reach_the_clean_process_by_import(custom, tmp_path, capfd):
     net = keras.Sequential([keras.Input((10,)), custom.Pairs()], name="mine")
     with pytest.raises(SecateurError, match=r"Could not locate class 'Pairs'.*--import") as refused:

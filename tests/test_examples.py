@@ -103,6 +103,7 @@ def test_lab(tmp_path, monkeypatch, capsys):
     assert 0 not in before[:1] and after.count(0) > before.count(0)
 
 
+@pytest.mark.slow
 def test_article(tmp_path, monkeypatch, capsys):
     options = ("--data", "digits", "--limit", 200, "--epochs", 1, "--out", tmp_path)
     printed = run_here("article.py", *options, monkeypatch=monkeypatch, capsys=capsys)

@@ -31,6 +31,7 @@ def weights(run):
     return {w.path: w.read() for w in weight_table(run.model)}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_the_early_point_and_ends_with_the_same_weights(digits, tmp_path):
     whole = pipeline.run("lenet-300-100", RECIPE, digits, tmp_path / "whole")
     said = []

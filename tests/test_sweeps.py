@@ -162,6 +162,7 @@ def test_the_test_part_is_read_once_at_the_end(monkeypatch):
     assert log and record["test"]["n"] == len(data.test)
 
 
+@pytest.mark.slow
 def test_a_choice_of_workers_changes_no_number(found, tmp_path):
     curves = [{"name": "dense"}, pruned("weights", [0.5, 0.9]), pruned("tuned", [0.9], epochs=1)]
     alone = sweep(grid(*curves), out=tmp_path / "alone")
