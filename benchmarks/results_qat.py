@@ -104,8 +104,8 @@ def sizes(record: Record | None, tuning: Record | None, anchors: Record) -> Iter
         "the Dense kernel and 8 for the convolution; `N bits` rows: one epoch in float, one aware. "
     )
     if tuning is not None:
-        tried = ", ".join(
-            f"{run['recipe']} zeros: {100 * run['accuracy']:.2f} %, {run['stripped_gzip_bytes']:,} B"
+        tried = "; ".join(
+            f"{run['recipe'].replace(', ', ' and ')} zeros {100 * run['accuracy']:.2f} %, {run['stripped_gzip_bytes']:,} B"
             for run in tuning["runs"]
         )
         words += f"Sparsity was chosen on validation data, seed 10, of {tried}. "
@@ -144,7 +144,7 @@ def _size_targets(runs: list[Record], names: list[str], asked: Record) -> Iterab
             lost = 100 * (accuracy[wide] - accuracy[name])
             yield [
                 f"{name}: within {asked['int4_points']:g} points of 8 bits",
-                f"{lost:.2f} points below",
+                f"{-lost:+.2f} points",
                 verdict(lost <= asked["int4_points"]),
             ]
 

@@ -27,7 +27,14 @@ def networks(record: Record | None) -> Iterable[str]:
     )
     yield markdown_table(
         [
-            *("network", "backend", "images, epochs", "parameters", "float", "trained for the file"),
+            *(
+                "network",
+                "backend",
+                "images, epochs",
+                "parameters",
+                "float",
+                "trained for the file",
+            ),
             *("file", "bytes", "gzip"),
         ],
         map(_training, runs),
