@@ -33,7 +33,9 @@ COLUMNS = {
     "latency_low_us": "latency.low_us", "latency_high_us": "latency.high_us",
     "threads": "latency.threads", "wall_seconds": "seconds.wall", "cpu_seconds": "seconds.cpu",
 }  # fmt: skip
-WHOLE = ("validation_n", "test_n", "bytes", "gzip_bytes", "threads")
+# Counts; of epochs there may be parts.
+WHOLE = ("epochs_dense", "epochs_after", "epochs", "validation_n", "test_n", "bytes", "gzip_bytes",
+         "threads")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,8 @@ def point_row(record: Record) -> dict[str, Any]:
     }
     for name, dotted in COLUMNS.items():
         found = value(record, dotted)
-        row[name] = int(found) if found is not None and name in WHOLE else found
+        whole = found is not None and name in WHOLE and found == int(found)
+        row[name] = int(found) if whole and found is not None else found
     row["format"] = (record.get("file") or {}).get("format")
     row["bytes_of"] = (record.get("file") or {}).get("of")
     row["latency_of"] = (record.get("latency") or {}).get("of")
