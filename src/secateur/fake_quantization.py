@@ -6,6 +6,7 @@ Gradients pass as if nothing were rounded, and not at all where a value lies out
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,14 +35,8 @@ def kernel_steps(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
     """
     kernel = ops.convert_to_tensor(kernel)
     shared = tuple(axis for axis in range(len(kernel.shape)) if axis not in axes)
-
-    def steps(values: Any) -> Any:
-        bound = ops.max(ops.abs(values), axis=shared, keepdims=True) if shared else ops.abs(values)
-        bound = ops.maximum(bound, SMALLEST_BOUND)
-        # By a number that XLA does not know: for a constant it multiplies, a bit beside the file's step.
-        return bound / (0 * bound + (2 ** (bits - 1) - 1))
-
-    return _for_size(steps, kernel)(ops.cast(ops.stop_gradient(kernel), "float32"))
+    fixed = ops.cast(ops.stop_gradient(kernel), "float32")
+    return _for_size(_steps, kernel)(fixed, bits, shared)
 
 
 def quantized_kernel(kernel: Any, steps: Any) -> Any:
@@ -52,7 +47,7 @@ def quantized_kernel(kernel: Any, steps: Any) -> Any:
     [[7.0], [2.0]]
     """
     kernel = ops.convert_to_tensor(kernel)
-    on_grid = _for_size(lambda values, steps: ops.floor(values / steps + 0.5) * steps, kernel)
+    on_grid = _for_size(_on_grid, kernel)
 
     # Not kernel + (rounded - kernel), which is three passes over the weights more, and inexact.
     @ops.custom_gradient
@@ -126,6 +121,24 @@ def widened(low: Any, high: Any) -> tuple[Any, Any]:
     return low, ops.maximum(ops.maximum(high, 0.0), low + NARROWEST)
 
 
+def _steps(values: Any, bits: int, shared: tuple[int, ...]) -> Any:
+    bound = ops.max(ops.abs(values), axis=shared, keepdims=True) if shared else ops.abs(values)
+    bound = ops.maximum(bound, SMALLEST_BOUND)
+    # By a number that XLA does not know: for a constant it multiplies, a bit beside the file's step.
+    return bound / (0 * bound + (2 ** (bits - 1) - 1))
+
+
+def _on_grid(values: Any, steps: Any) -> Any:
+    return ops.floor(values / steps + 0.5) * steps
+
+
 def _for_size(function: Callable[..., Any], kernel: Any) -> Callable[..., Any]:
     """Compiled where the kernel is large enough for that to pay."""
-    return fused(function) if math.prod(kernel.shape) >= WORTH_FUSING else function
+    shape = tuple(kernel.shape)
+    return _fused(function, shape) if math.prod(shape) >= WORTH_FUSING else function
+
+
+@functools.cache
+def _fused(function: Callable[..., Any], shape: tuple[int, ...]) -> Callable[..., Any]:
+    """Kept for each shape: a step that runs eagerly compiles it once, not every time."""
+    return fused(function)

@@ -49,13 +49,7 @@ def matched(
     Raises `SecateurError` for ranges of another model.
     """
     points = points_of(model)
-    unknown = sorted(set(ranges) - set(points.keys))
-    missing = [key for key in points.keys if key not in ranges]
-    if unknown or missing:
-        raise SecateurError(
-            f"ranges of another model received ({', '.join([*unknown, *missing][:3])}), expected "
-            f"one for each of {len(points.keys)} values of {model.name!r}; fix: train it anew"
-        )
+    require_ranges(points, ranges, model)
     few = keras.tree.map_structure(lambda array: np.asarray(array)[:SAMPLES], samples)
     wanted, spans = values_of(points, model, few)
     found = litert.tensors(blob, few)
@@ -63,17 +57,30 @@ def matched(
     for key in sorted(wanted, key=points.keys.index, reverse=True):
         for values in wanted[key]:
             for name, tensor in found.items():
-                if name not in placed and _same(values, tensor):
+                if name not in placed and same_values(values, tensor):
                     placed[name] = key
     operators = TfliteFile.parse(blob, "the float file").operators
     _pass_on(operators, placed)
-    ends = {name for name, tensor in found.items() if any(_same(span, tensor) for span in spans)}
+    ends = {
+        name for name, tensor in found.items() if any(same_values(span, tensor) for span in spans)
+    }
     return Matched(
         ranges={
             name: ranges[placed[name]] if name in placed else r for name, r in calibrated.items()
         },
         floats=_between(operators, ends, placed),
     )
+
+
+def require_ranges(points: Points, ranges: Mapping[str, Any], model: Any) -> None:
+    """Refuse ranges that are not one for each value of this model."""
+    unknown = sorted(set(ranges) - set(points.keys))
+    missing = [key for key in points.keys if key not in ranges]
+    if unknown or missing:
+        raise SecateurError(
+            f"ranges of another model received ({', '.join([*unknown, *missing][:3])}), expected "
+            f"one for each of {len(points.keys)} values of {model.name!r}; fix: train it anew"
+        )
 
 
 def _pass_on(operators: Sequence[Operator], placed: dict[str, str]) -> None:
@@ -133,7 +140,7 @@ def values_of(
     return found, spans
 
 
-def _same(values: np.ndarray, tensor: np.ndarray) -> bool:
+def same_values(values: np.ndarray, tensor: np.ndarray) -> bool:
     """Whether two arrays hold the same numbers in the same order, whatever their shapes."""
     if values.size != tensor.size:
         return False

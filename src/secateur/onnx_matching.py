@@ -15,13 +15,12 @@ import numpy as np
 from secateur.errors import SecateurError
 from secateur.fusing import Points, points_of
 from secateur.locating import Match, located
-from secateur.matching import values_of
+from secateur.matching import SAMPLES, require_ranges, same_values, values_of
 from secateur.onnx_file import OnnxFile
 from secateur.onnx_quantization import Kernel, Ranges, insert
 from secateur.runtimes import onnx as runtime
 from secateur.widths import Width
 
-SAMPLES, CLOSE = 4, 1e-4  # of the largest value: other kernels, folded normalizations
 # Operators whose kernels can be codes.
 KERNELS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather", "Reshape", "Transpose")
 # Computed along with the operator before them: between the two is no tensor.
@@ -50,13 +49,7 @@ def as_trained(
     """
     points = points_of(model)
     found = dict(ranges) if ranges else _calibrated(points, model, batches)
-    unknown = sorted(set(found) - set(points.keys))
-    missing = [key for key in points.keys if key not in found]
-    if unknown or missing:
-        raise SecateurError(
-            f"ranges of another model received ({', '.join([*unknown, *missing][:3])}), expected "
-            f"one for each of {len(points.keys)} values of {model.name!r}; fix: train it anew"
-        )
+    require_ranges(points, found, model)
     few = {name: array[:SAMPLES] for name, array in batches[0].items()}
     placed = tensor_keys(proto, points, model, few)
     bounds = {name: found[key] for name, key in placed.items()}
@@ -75,7 +68,7 @@ def tensor_keys(proto: Any, points: Points, model: Any, samples: Samples) -> dic
         for values in wanted[key]:
             orders = [values] + ([np.moveaxis(values, -1, 1)] if values.ndim > 2 else [])
             for name, tensor in tensors.items():
-                if name not in placed and any(_same(order, tensor) for order in orders):
+                if name not in placed and any(same_values(order, tensor) for order in orders):
                     placed[name] = key
     readers: dict[str, list[Any]] = {value.name: [] for value in proto.graph.output}
     given_out = set(readers)
@@ -167,11 +160,3 @@ def _calibrated(
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
             found[key] = low, high
     return found | {points.keys[number]: bounds for number, bounds in points.fixed.items()}
-
-
-def _same(values: np.ndarray, tensor: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers in the same order, whatever their shapes."""
-    if values.size != tensor.size:
-        return False
-    scale = max(float(np.abs(values).max(initial=0.0)), 1e-6)
-    return bool((np.abs(values.ravel() - tensor.ravel()) <= CLOSE * scale).all())

@@ -1,4 +1,14 @@
 // Figures of a sweep: choose axis and sparsity, hide curves, read values under the pointer.
+const guideLine = () => {
+  const guide = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  guide.setAttribute("class", "guide");
+  guide.setAttribute("y1", 12);
+  guide.setAttribute("y2", 180);
+  return guide;
+};
+const pointed = (svg, event) =>
+  new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+
 for (const part of document.querySelectorAll(".figures")) {
   const chosen = name => part.querySelector(`input[data-choice="${name}"]:checked`)?.value;
   const show = () => {
@@ -17,12 +27,9 @@ for (const part of document.querySelectorAll(".figures")) {
   for (const plot of part.querySelectorAll(".plot")) {
     const svg = plot.querySelector("svg"), out = plot.querySelector(".readout");
     const marks = [...svg.querySelectorAll(".mark")];
-    const guide = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    guide.setAttribute("class", "guide");
-    guide.setAttribute("y1", 12);
-    guide.setAttribute("y2", 180);
+    const guide = guideLine();
     svg.addEventListener("pointermove", event => {
-      const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+      const x = pointed(svg, event);
       const seen = marks.filter(mark => mark.style.display !== "none");
       if (!seen.length) return;
       const at = mark => Number(mark.getAttribute("cx"));
@@ -65,12 +72,9 @@ for (const part of document.querySelectorAll(".trainings")) {
       const places = path.getAttribute("d").match(/[\d.]+(?= )/g).map(Number).slice(-at.length);
       return { path, at, values, places, name: path.querySelector("title").textContent };
     });
-    const guide = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    guide.setAttribute("class", "guide");
-    guide.setAttribute("y1", 12);
-    guide.setAttribute("y2", 180);
+    const guide = guideLine();
     svg.addEventListener("pointermove", event => {
-      const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+      const x = pointed(svg, event);
       const seen = lines.filter(line => line.path.style.display !== "none" && !line.path.classList.contains("aside"));
       const places = seen.flatMap(line => line.places);
       if (!places.length) return;
