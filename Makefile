@@ -19,6 +19,9 @@ BACKENDS ?= tensorflow jax torch
 # Test files are shared out among so many processes. One at a time: make test WORKERS=0
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+# Seconds for each backend's slow tests: a part of every file's, another part at each commit. All: BUDGET=
+BUDGET ?=
+TURN := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 
 # Tests that give the same answer whatever the Keras backend run once, on TensorFlow. A new test file
@@ -90,11 +93,12 @@ test-backends: $(VENV)/.installed-all ## The tests that touch a backend on JAX a
 	done
 
 # pytest leaves with 5 when a backend has no slow test: that is no failure here
-slow: $(VENV)/.installed-all ## The tests above ten seconds, on every backend
+slow: $(VENV)/.installed-all ## The tests above ten seconds, on every backend; BUDGET=300: a part of each file's
 	@set -e; for backend in $(BACKENDS); do \
 	    echo "== KERAS_BACKEND=$$backend, slow"; \
 	    ignored="$(ONE_BACKEND:%=--ignore=%)"; test $$backend != tensorflow || ignored=; \
-	    KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) -m slow $$ignored $(ARGS) || test $$? -eq 5; \
+	    KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) -m slow $$ignored \
+	        $(if $(BUDGET),--budget $(BUDGET) --turn $(TURN)) $(ARGS) || test $$? -eq 5; \
 	done
 
 results: $(VENV)/.installed-all ## docs/results.md from the committed records of benchmarks/
