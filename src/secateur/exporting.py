@@ -24,7 +24,7 @@ from secateur.preflight import calibration_samples, inputs_of
 from secateur.promises import Promise
 from secateur.quantization import IO, MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
-from secateur.runtimes.keras import save_model, signature
+from secateur.runtimes.keras import operations, save_model, signature
 from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
@@ -89,6 +89,7 @@ def export(
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
     """
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
     for format in formats:
         if format not in FORMATS:
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
@@ -98,6 +99,8 @@ def export(
         promises = (*promises, *(() if layers else model.promises))
         model, specification = model.model, specification or model.specification
     _require_finite(model)
+    if any(FORMATS[format] in (".tflite", ".onnx") for format in formats):
+        _require_float(model)
     calibration, data, compared_on = _samples(model, calibration, data, allow_chance)
     widths = _chosen(layers, formats, model)
     if layers:
@@ -331,4 +334,15 @@ def _require_finite(model: Any) -> None:
         raise SecateurError(
             f"NaN or infinity received in {', '.join(broken)}, expected finite weights; "
             "fix: train again with a smaller learning rate, or from an earlier checkpoint"
+        )
+
+
+def _require_float(model: Any) -> None:
+    """Keras's own `quantize` leaves codes that a converter makes no operators of."""
+    coded = [o for o in operations(model) if getattr(o, "quantization_mode", None)]
+    if coded:
+        raise SecateurError(
+            f"{', '.join(o.name for o in coded)} received as quantized by Keras "
+            f"({coded[0].quantization_mode}), expected floats, of which a file's codes are made; "
+            "fix: export the model as it was before, in a format such as dynamic or int8"
         )

@@ -216,12 +216,12 @@ def placed(
 def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> Match | None:
     for merged in (False, True) if weight.lora else (False,):
         values = np.asarray(weight.read(merged=merged))
-        for fit in (_equal, *((_scaled, _scaled_twice) if foldable else ())):
+        for compare in (_equal, *((_scaled, _scaled_twice) if foldable else ())):
             for constant, layout in itertools.product(candidates, LAYOUTS):
                 if values.ndim not in layout.ranks:
                     continue
                 stored, slack = _stored(constant, layout, values.shape)
-                fits, factor = fit(values, stored, slack, layout, constant.coded)
+                fits, factor = compare(values, stored, slack, layout, constant.coded)
                 if fits:
                     return Match(
                         weight=weight,

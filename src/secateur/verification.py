@@ -13,7 +13,7 @@ from secateur.errors import SecateurError
 from secateur.locating import located
 from secateur.promises import Finding, Promise, require
 from secateur.runtimes import Session, runtime_for
-from secateur.runtimes.keras import KerasSession
+from secateur.runtimes.keras import KerasSession, signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +260,11 @@ def _compared(
     if data is None:
         samples = conversion.random_inputs(model, SAMPLES // 4)
     else:
-        given = data if isinstance(data, Mapping) else {live.input_names[0]: np.asarray(data)}
-        samples = {name: array[:SAMPLES] for name, array in given.items()}
+        given = data if isinstance(data, Mapping) else {live.input_names[0]: data}
+        samples = {name: np.asarray(array)[:SAMPLES] for name, array in given.items()}
+        for name, tensor in signature(model)[0].items():  # 8-bit pixels are values, not codes
+            if name in samples and "float" in tensor.dtype:
+                samples[name] = samples[name].astype(np.float32)
     largest = max(array[0].size for array in samples.values())
     batch = max(2, min(BATCH, VALUES // max(largest, 1)))
     outputs = _outputs(session, samples, batch)
