@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from secateur import cli_files, cli_report, cli_sensitivity, cli_sweep, cli_targets
 from secateur.cli_options import (
+    AllowChanceOption,
     DataOption,
     ImageSizeOption,
     ImportOption,
@@ -77,9 +78,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard the run found in --out.")
     ] = False,
-    allow_chance: Annotated[
-        bool, typer.Option("--allow-chance", help="Go on with a model no better than chance.")
-    ] = False,
+    allow_chance: AllowChanceOption = False,
 ) -> None:
     """Carry a model through a recipe: train, compress, export, reload, measure, report.
 

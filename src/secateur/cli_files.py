@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from secateur.cli_options import (
+    AllowChanceOption,
     DataOption,
     ImageSizeOption,
     ImportOption,
@@ -60,6 +62,7 @@ def export(
     c_array: Annotated[
         bool, typer.Option("--c-array", help="Write a C header beside each .tflite.")
     ] = False,
+    allow_chance: AllowChanceOption = False,
     imports: ImportOption = None,
 ) -> None:
     """Write the files that a runtime loads, each reloaded, run and checked.
@@ -114,14 +117,15 @@ def export(
         [name.strip() for name in formats.split(",") if name.strip()],
         folder,
         stage=model.stem,
-        calibration=_calibration(calibrated_on),
-        data=_samples(measured_on or calibrated_on),
+        calibration=calibrated_on,
+        data=measured_on,
         imports=tuple(imports or ()),
         io="float" if float_io else "int",
         allow_float=allow_float,
         strip=stripped,
         header=c_array,
         layers=layers,
+        allow_chance=allow_chance,
     )
     write_manifest(folder, artifacts)
     from secateur.reporting.console import measurements
@@ -132,15 +136,20 @@ def export(
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
     for artifact in artifacts:
-        out.print(
-            f"{artifact.path}: reloaded and run; outputs differ from the model's by "
-            f"{artifact.parity['relative_rms']:.1e} (relative RMS), the same answer for "
-            f"{100 * artifact.parity['agreement']:.1f} % of {artifact.parity['n']} samples",
-            highlight=False,
-            soft_wrap=True,
-        )
+        told = f"{artifact.path}: reloaded and {_compared(artifact.parity)}"
+        out.print(told, highlight=False, soft_wrap=True)
     for text in [text for artifact in artifacts for text in artifact.notes]:
         out.print(text, highlight=False, soft_wrap=True)
+
+
+def _compared(parity: Mapping[str, Any]) -> str:
+    if not parity:
+        return "run; not compared on data"
+    return (
+        f"run; outputs differ from the model's by {parity['relative_rms']:.1e} of their spread "
+        f"(relative RMS), the same answer for {100 * parity['agreement']:.1f} % of {parity['n']} "
+        f"samples of {parity['on']}"
+    )
 
 
 def measure(
@@ -201,17 +210,3 @@ def measure(
         out.print(measurements([*records, *refused]))
     if refused:
         raise typer.Exit(1)
-
-
-def _calibration(data: Any) -> Any:
-    if data is None:
-        return None
-    split = data.calibration or data.test
-    return None if split is None else split.x
-
-
-def _samples(data: Any) -> Any:
-    if data is None:
-        return None
-    split = data.validation or data.train or data.test
-    return None if split is None else split.x[:500]

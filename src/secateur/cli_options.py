@@ -36,6 +36,9 @@ ScaleOption = Annotated[
         "--scale", help="Divide inputs by this number (255), or auto. Named data are scaled."
     ),
 ]
+AllowChanceOption = Annotated[
+    bool, typer.Option("--allow-chance", help="Go on with a model no better than chance.")
+]
 ImportOption = Annotated[
     list[str] | None,
     typer.Option("--import", help="Python module that registers custom layers; may be repeated."),

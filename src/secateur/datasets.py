@@ -18,6 +18,7 @@ from secateur import sources
 from secateur.streams import Pair, refused
 
 CALIBRATION = 500  # activation ranges settle after a few hundred samples
+UNSCALED = "x left in 0..255; scale=255 (--scale 255) divides it"
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -71,6 +72,11 @@ class Data:
                 f"samples of shapes {' and '.join(map(str, shapes)) or 'none'} in {self.name}"
             )
             raise refused(received, "one shape in training and test part", "reshape one of them")
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether inputs are 8-bit values that nobody said how to scale."""
+        return UNSCALED in self.notes
 
     def describe(self) -> dict[str, Any]:
         """Return name, sizes, per-sample shape, dtype, classes, notes and sha256 as JSON data.
@@ -230,8 +236,7 @@ def _take(pair: Pair, rows: np.ndarray) -> Pair:
 def _scaling(scale: Any, own: float | None, dtype: np.dtype) -> tuple[float, list[str]]:
     """Return what x is divided by, and the notes that say so; `own`: the source's own divisor."""
     if scale is None and own is None:
-        note = "x left in 0..255; scale=255 (--scale 255) divides it"
-        return 1.0, [note] if dtype == np.uint8 else []
+        return 1.0, [UNSCALED] if dtype == np.uint8 else []
     if scale in (None, "auto"):
         scale = own or (255.0 if dtype == np.uint8 else 1.0)
     try:

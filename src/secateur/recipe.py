@@ -27,7 +27,7 @@ from secateur.methods.quantize import Quantize
 from secateur.methods.rigl import RigL
 from secateur.methods.units import PruneUnits
 from secateur.plan import Change, Method, Plan
-from secateur.quantization import MIXED
+from secateur.quantization import IO, MIXED
 from secateur.recipes import builtin_recipes
 from secateur.training import Train
 from secateur.weights import Select, WeightTable, weight_table
@@ -80,8 +80,8 @@ class Export:
         for name in formats:
             if name not in FORMATS:
                 raise SecateurError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
-        if self.io not in ("int", "float"):
-            raise SecateurError(f"io {self.io!r} received, expected int or float")
+        if self.io not in IO:
+            raise SecateurError(f"unknown io {self.io!r}; {nearest(self.io, IO)}")
 
     def settings(self) -> dict[str, Any]:
         """What `export` takes beside the formats."""

@@ -213,6 +213,18 @@ def leaves(model: Any) -> list[Any]:
     return list(found.values())
 
 
+def operations(model: Any) -> Iterator[Any]:
+    """The layers and operations (`h * 30` is one) of a model and of the models in it, inputs first."""
+    import keras
+
+    sequential = isinstance(model, keras.Sequential)
+    for operation in model.layers if sequential else model.operations:
+        if isinstance(operation, keras.Sequential) or hasattr(operation, "operations"):
+            yield from operations(operation)
+        else:
+            yield operation
+
+
 def _calls(model: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Each call of a layer or operation in a model's graph, with its inputs and outputs."""
     ends = {id(tensor) for tensor in model.inputs}
