@@ -13,13 +13,16 @@ from secateur.cli_options import (
     ImageSizeOption,
     ImportOption,
     LayerOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_layers,
     as_scale,
+    err,
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -60,6 +63,7 @@ def export(
     c_array: Annotated[
         bool, typer.Option("--c-array", help="Write a C header beside each .tflite.")
     ] = False,
+    outputs: OutputsOption = None,
     imports: ImportOption = None,
 ) -> None:
     """Write the files that a runtime loads, each reloaded, run and checked.
@@ -85,8 +89,9 @@ def export(
         from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
         from secateur.loading import load
+        from secateur.measurement import meanings
         from secateur.measurement import measure as measure_file
-        from secateur.runtimes.keras import load_model
+        from secateur.runtimes.keras import load as load_session
         from secateur.widths import beside
     import_all(imports)
     found = None
@@ -98,7 +103,9 @@ def export(
         )
     elif beside(model).is_file():
         out.print(f"{beside(model)}: not used, --layer says other bits", soft_wrap=True)
-    loaded = load_model(model) if found is None else found.model
+    session: Any = load_session(model)
+    means = meanings(session, model, outputs)
+    loaded = session.model if found is None else found.model
     if formats is None:
         formats = "float32," + ("dynamic" if found is None else found.specification.format)
 
@@ -106,6 +113,7 @@ def export(
         if name is None:
             return None
         found = datasets.load(name, scale=as_scale(scale), image_size=as_image_size(image_size))
+        tell_notes(found, *(["test"] if name == data else ["calibration"]))
         return datasets.fit_to(found, loaded.input_shape[1:], loaded.output_shape[1:])
 
     measured_on, calibrated_on = read(data), read(calibration)
@@ -122,15 +130,17 @@ def export(
         strip=stripped,
         header=c_array,
         layers=layers,
+        outputs=means,
     )
     write_manifest(folder, artifacts)
     from secateur.reporting.console import measurements
 
     records = []
     for artifact in artifacts:
-        measured = measure_file(artifact.path, measured_on)
+        measured = measure_file(artifact.path, measured_on, outputs=means)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
+    _tell_omitted(records)
     for artifact in artifacts:
         out.print(
             f"{artifact.path}: reloaded and run; outputs differ from the model's by "
@@ -157,6 +167,10 @@ def measure(
             "else the file's own."
         ),
     ] = None,
+    outputs: OutputsOption = None,
+    codes: Annotated[
+        bool, typer.Option("--codes", help="The data are codes of the file's input, not values.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
     imports: ImportOption = None,
 ) -> None:
@@ -169,8 +183,10 @@ def measure(
     """
     from secateur import datasets
     from secateur.measurement import measure as measure_file
+    from secateur.outputs import asked
     from secateur.runtimes import runtime as runtime_named
 
+    asked(outputs)
     specs = [spec.strip() for spec in runtime.split(",")] if runtime else [None]
     for spec in specs:
         if spec is not None:
@@ -184,23 +200,39 @@ def measure(
         loaded = datasets.load(
             data, scale=as_scale(scale), image_size=as_image_size(image_size), limit=limit
         )
+        tell_notes(loaded, "test")
     records, refused = [], []
     for file, spec in ((file, spec) for file in files for spec in specs):
         try:
-            measured = measure_file(file, loaded, threads=threads, runtime=spec)
+            measured = measure_file(
+                file, loaded, threads=threads, runtime=spec, outputs=outputs, codes=codes
+            )
             records.append({**measured.to_record(), "path": str(file)})
         except SecateurError as error:
             if len(files) * len(specs) == 1:
                 raise
             refused.append({"path": str(file), "runtime": spec, "refused": str(error)})
     if as_json:
-        print(json.dumps([*records, *refused], indent=2))
+        print(json.dumps([*records, *refused], indent=2, allow_nan=False))
     else:
         from secateur.reporting.console import measurements
 
         out.print(measurements([*records, *refused]))
+        _tell_omitted(records)
     if refused:
         raise typer.Exit(1)
+
+
+def _tell_omitted(records: list[dict[str, Any]]) -> None:
+    """Say once why accuracy or loss, which the labels would allow, are not there."""
+    whys = {
+        (metric, why): None
+        for record in records
+        for metric, why in (record["omitted"] or {}).items()
+        if metric in ("accuracy", "label_accuracy", "loss") and "fix:" in why
+    }
+    for metric, why in whys:
+        err.print(f"{metric} is not computed: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _calibration(data: Any) -> Any:

@@ -20,6 +20,7 @@ from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
 from secateur.fusing import points_of
 from secateur.loading import Quantized, require_weights
+from secateur.outputs import Meanings, asked, compiled_loss, of_model
 from secateur.promises import Promise
 from secateur.quantization import MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
@@ -58,6 +59,7 @@ def export(
     layers: Mapping[str, Any] | None = None,
     specification: Specification | None = None,
     progress: Callable[[str], None] | None = None,
+    outputs: str | Meanings | None = None,
 ) -> list[Artifact]:
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
 
@@ -80,6 +82,8 @@ def export(
         specification: what a quantize step left (`Compressed.specification`), for its format
             and "onnx-int8".
         progress: called with the name of each file before it is written.
+        outputs: what the numbers that come out mean, for the manifest, as in `measure`; None: as the
+            last activation says, else the loss that the model was compiled with.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
     """
@@ -90,6 +94,8 @@ def export(
         promises = (*promises, *(() if layers else model.promises))
         model, specification = model.model, specification or model.specification
     _require_finite(model)
+    ends = of_model(signature(model)[1], compiled_loss(model)) if outputs is None else outputs
+    meanings = {**ends} if isinstance(ends, Mapping) else asked(ends, signature(model)[1])
     widths = _chosen(layers, formats, model)
     if layers:
         specification = None  # other bits than those that its ranges belong to
@@ -172,6 +178,7 @@ def export(
             parity=found.parity,
             tensors=found.tensors,
             notes=notes,
+            outputs=meanings,
         )
         for path, (format, found, notes) in written.items()
     ]
@@ -184,7 +191,7 @@ def _described(
     found = dataclasses.replace(
         specification, tensors=ranges, weights=fingerprint(weight_table(model))
     )
-    return json.dumps(found.to_record(), indent=1)
+    return json.dumps(found.to_record(), indent=1, allow_nan=False)
 
 
 def _reference(

@@ -12,9 +12,10 @@ import numpy as np
 from secateur.artifact import FORMATS
 from secateur.datasets import Data
 from secateur.errors import SecateurError
-from secateur.measurement import accuracy
+from secateur.measurement import answers
 from secateur.quantization import QUANTIZATIONS
 from secateur.runtimes.keras import KerasSession, signature
+from secateur.scoring import left_out, score
 
 Say = Callable[[str], None]
 
@@ -57,13 +58,23 @@ def ends(model: Any) -> tuple[tuple, tuple]:
     return tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
 
 
-def introduce(model: Any, data: Data, say: Say, *, may_be_chance: bool) -> None:
-    """Say how good a model is before anything else; refuse one at chance level."""
+def introduce(
+    model: Any, data: Data, say: Say, *, may_be_chance: bool, meaning: str | None
+) -> None:
+    """Say how good a model is before anything else; refuse one at chance level.
+
+    meaning: of its outputs (`training.meanings_of`).
+    """
     part = "training" if data.validation is None else "validation"
     split = data.validation or data.train
     if split is None or split.y is None or not data.classes:
         return
-    found = accuracy(KerasSession(model).predict(split.x), split.y)
+    outputs = answers(KerasSession(model), split.x, model.name)
+    found = score(outputs, split.y, meaning).get("accuracy")
+    for metric, why in left_out(outputs, split.y, meaning).items():
+        say(f"{metric} is not computed: {why}")
+    if found is None:
+        return
     say(f"baseline accuracy {100 * found:.2f} % on {len(split):,} {part} samples")
     one_hot = split.y.ndim > 1 and split.y.shape[-1] > 1
     labels = split.y.argmax(-1) if one_hot else split.y.reshape(-1)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.errors import SecateurError, nearest
+from secateur.outputs import Meanings
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,14 @@ class Session(Protocol):
         """Return multiply-accumulates for one sample; None where an operator is not known."""
         ...
 
+    def meanings(self) -> Meanings:
+        """Return what the numbers of each output mean, as far as what ends the model says it."""
+        ...
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input's codes; None where it takes no codes."""
+        ...
+
     def costs(self) -> dict[str, Any]:
         """Return what running it takes of the target, as fields of a `Measurement`; else {}."""
         ...
@@ -293,15 +302,52 @@ def read(path: str | Path | bytes, suffix: str = ".tflite") -> tuple[bytes, str]
 
 
 def coded(array: np.ndarray, dtype: Any, scale: float, zero_point: int) -> np.ndarray:
-    """Return inputs as the file takes them: floats as codes where `scale` is not 0.
+    """Return values of a model's input as the file takes them: as codes where `scale` is not 0.
+
+    Whole numbers are values too: pixels of 0 to 255 are quantized like any. Raises `SecateurError`
+    where an input of whole numbers without a scale would round values, or wrap them.
 
     >>> coded(np.array([0.0, 0.5, 9.0]), np.int8, 0.5, -1)
     array([-1,  0, 17], dtype=int8)
+    >>> coded(np.uint8([0, 9]), np.int8, 0.5, -1)
+    array([-1, 17], dtype=int8)
     """
-    if scale and np.issubdtype(array.dtype, np.floating):
-        limits = np.iinfo(dtype)
-        array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
-    return np.ascontiguousarray(array, dtype)
+    if not np.issubdtype(dtype, np.integer):
+        return np.ascontiguousarray(array, dtype)
+    if not scale:
+        _require_whole(array, np.dtype(dtype))
+        return np.ascontiguousarray(array, dtype)
+    limits = np.iinfo(dtype)
+    codes = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
+    return np.ascontiguousarray(codes, dtype)
+
+
+def values_of(codes: np.ndarray, coding: tuple[Any, float, int] | None, name: str) -> np.ndarray:
+    """Return the values that codes of an input stand for; `coding`: dtype, scale and zero point.
+
+    >>> values_of(np.int8([-1, 17]), (np.dtype("int8"), 0.5, -1), "x")
+    array([0., 9.])
+    """
+    if coding is None or not coding[1]:
+        raise SecateurError(
+            f"codes received for input {name}, which has none, expected values; fix: leave codes out"
+        )
+    dtype, scale, zero_point = coding
+    _require_whole(codes, dtype)
+    return (codes.astype(np.float64) - zero_point) * scale
+
+
+def _require_whole(array: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse what a dtype of whole numbers would round, or wrap around."""
+    limits = np.iinfo(dtype)
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    whole = array.dtype.kind in "biu" or bool((np.trunc(array) == array).all())
+    if not whole or low < limits.min or high > limits.max:
+        raise SecateurError(
+            f"values from {low:g} to {high:g} ({array.dtype}) received for an input of {dtype} without "
+            f"a scale, expected whole numbers from {limits.min} to {limits.max}; fix: give the numbers "
+            "as they are, not divided (--scale 1)"
+        )
 
 
 def decoded(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
