@@ -87,7 +87,9 @@ def as_image_size(text: str | None) -> tuple[int, int] | None:
 
 def tell_notes(data: Data, *parts: str) -> None:
     """Print what the reader of the data noted, but for the splits that are not used: all but `parts`."""
-    unused = tuple(f"{part}:" for part in ("train", "validation", "calibration", "test") if part not in parts)
+    unused = tuple(
+        f"{part}:" for part in ("train", "validation", "calibration", "test") if part not in parts
+    )
     for note in data.notes:
         if not note.startswith(unused):
             err.print(f"{data.name}: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from secateur.arrays.affine import values_of
 from secateur.artifact import gzip_bytes, plain
 from secateur.datasets import Data, Split, fit_to
 from secateur.errors import SecateurError
 from secateur.outputs import Meanings, asked, of_manifest, require_finite, settled
-from secateur.runtimes import Session, own_runtime, values_of
+from secateur.runtimes import Session, own_runtime
 from secateur.runtimes import runtime as named_runtime
 from secateur.scoring import left_out, score
 from secateur.stripping import strip

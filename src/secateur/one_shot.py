@@ -28,9 +28,8 @@ from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits, UnitRanking
 from secateur.outputs import require_finite
 from secateur.passes import Forward, even_batches
-from secateur.runtimes.keras import culprit
+from secateur.runtimes.keras import culprit, meanings_of
 from secateur.scoring import chosen, score
-from secateur.training import meanings_of
 from secateur.weights import weight_table
 
 Changed = Mapping[str, Callable[[], np.ndarray]]  # path -> how to read the value it gets

@@ -106,7 +106,9 @@ class OnnxFile:
         """Scale and zero point of an input, or output, of codes; (0.0, 0) where it is none."""
         readers, maker = self.readers.get(name, []), self.makers.get(name)
         node = maker if maker is not None else (readers[0][0] if len(readers) == 1 else None)
-        if node is None or node.op_type != ("DequantizeLinear" if maker is None else "QuantizeLinear"):
+        if node is None or node.op_type != (
+            "DequantizeLinear" if maker is None else "QuantizeLinear"
+        ):
             return 0.0, 0
         scale, zero_point = self._scales(node.input[1], [*node.input, ""][2])
         if node.input[1] not in self.tensors or scale.size != 1:

@@ -78,7 +78,9 @@ def asked(outputs: str | Meanings | None, names: Iterable[str] = ()) -> dict[str
     secateur.errors.SecateurError: outputs 'logit' received, expected logits or probabilities; ...
     """
     names = list(names)
-    by_name = dict(outputs) if isinstance(outputs, Mapping) else dict.fromkeys(names or [""], outputs)
+    by_name = (
+        dict(outputs) if isinstance(outputs, Mapping) else dict.fromkeys(names or [""], outputs)
+    )
     if len(names) == len(by_name) == 1:  # a file may have a name of its own for its one output
         by_name = dict(zip(names, by_name.values(), strict=True))
     for name, word in by_name.items():
@@ -214,7 +216,9 @@ def of_manifest(path: Path) -> Meanings | None:
         files = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))["files"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entry = next(f for f in files if f["path"] == path.name and f["sha256"] == digest)
-        return {str(k): v if v in (*MEANINGS, LINEAR) else None for k, v in entry["outputs"].items()}
+        return {
+            str(k): v if v in (*MEANINGS, LINEAR) else None for k, v in entry["outputs"].items()
+        }
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
 
@@ -243,12 +247,12 @@ def of_loss(loss: Any) -> str | None:
     >>> of_loss({"class_name": "BinaryCrossentropy", "config": {"from_logits": True}})
     'logits'
     """
-    config = loss.get("config") if isinstance(loss, Mapping) else None
-    if config is None and hasattr(loss, "get_config"):
-        config = loss.get_config()
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     if isinstance(loss, Mapping):
+        config = loss.get("config")
         name = str(config if isinstance(config, str) else loss.get("class_name"))
+    else:
+        config = loss.get_config() if hasattr(loss, "get_config") else None
     from_logits = config.get("from_logits") if isinstance(config, Mapping) else None
     if from_logits is not None:
         return LOGITS if from_logits else PROBABILITIES

@@ -20,8 +20,8 @@ from secateur.datasets import Data, Split, fit_to, load
 from secateur.errors import SecateurError, nearest
 from secateur.exporting import export
 from secateur.measurement import Measurement, meanings, measure, time_one
-from secateur.outputs import Meanings
 from secateur.methods.prune import Prune
+from secateur.outputs import Meanings
 from secateur.promises import Promise
 from secateur.runtimes import Runtime, runtime
 from secateur.runtimes.keras import load as load_session

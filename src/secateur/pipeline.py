@@ -40,8 +40,8 @@ from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
-from secateur.runtimes.keras import KerasSession, import_modules, load_model
-from secateur.training import Progress, compiled_loss, meanings_of, train
+from secateur.runtimes.keras import KerasSession, import_modules, load_model, meanings_of
+from secateur.training import Progress, compiled_loss, train
 from secateur.widths import Specification
 
 FORMAT_VERSION = 1
@@ -136,7 +136,7 @@ def run(
     require_early_points(recipe, trained_before=untrained)
     taken, given = ends(source)
     loaded = datasets.fit_to(loaded, taken, given)
-    means = meanings_of(source, recipe.train)
+    means = meanings_of(source, recipe.train.loss, recipe.train.outputs)
     meaning = next(iter(means.values()))
     plan = recipe.plan(source)
     folder = RunFolder(

@@ -337,7 +337,11 @@ def _test(model: Any, split: Split | None, meaning: str | None) -> dict[str, Any
     found, outputs = _evaluated(model, split, meaning)
     if found is None or split is None or split.y is None or "accuracy" not in found:
         return found
-    return {**found, "right": packed(judged(outputs, split.y, meaning)["right"]), "read_in": "keras"}
+    return {
+        **found,
+        "right": packed(judged(outputs, split.y, meaning)["right"]),
+        "read_in": "keras",
+    }
 
 
 def _files(

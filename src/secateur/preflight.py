@@ -63,7 +63,7 @@ def introduce(
 ) -> None:
     """Say how good a model is before anything else; refuse one at chance level.
 
-    meaning: of its outputs (`training.meanings_of`).
+    meaning: of its outputs (`runtimes.keras.meanings_of`).
     """
     part = "training" if data.validation is None else "validation"
     split = data.validation or data.train

@@ -69,7 +69,9 @@ def left_out(outputs: np.ndarray, y: np.ndarray, meaning: str | None) -> dict[st
         return {}
     if meaning is None or (by_label and meaning == LINEAR):
         of_one = not _several(outputs)
-        return dict.fromkeys(["label_accuracy"] * by_label + ["accuracy"] * of_one + ["loss"], UNSAID)
+        return dict.fromkeys(
+            ["label_accuracy"] * by_label + ["accuracy"] * of_one + ["loss"], UNSAID
+        )
     low, high = float(outputs.min(initial=0)), float(outputs.max(initial=0))
     if meaning == PROBABILITIES and (low < -MARGIN or high > 1 + MARGIN):
         why = (

@@ -14,7 +14,7 @@ from secateur.grids import Point, fingerprint
 from secateur.pipeline import resolve_model
 from secateur.recipe import Export
 from secateur.run_folder import fingerprint as model_fingerprint
-from secateur.training import meanings_of
+from secateur.runtimes.keras import meanings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Subject:
 
     def meaning(self, point: Point) -> str | None:
         """What the outputs mean: by the recipe, the last activation or the compiled loss."""
-        return next(iter(meanings_of(self.model, point.recipe.train).values()))
+        settings = point.recipe.train
+        return next(iter(meanings_of(self.model, settings.loss, settings.outputs).values()))
 
     def identity(self, point: Point) -> str:
         """A fingerprint of what the points of one dense network share."""

@@ -17,15 +17,14 @@ from secateur.errors import SecateurError
 from secateur.outputs import (
     ACTIVATIONS,
     PROBABILITIES,
-    Meanings,
     activation_of,
     asked,
-    compiled_loss,
-    of_model,
     settled,
 )
+from secateur.outputs import (
+    compiled_loss as compiled_loss,
+)
 from secateur.project import MASK, release
-from secateur.runtimes.keras import signature
 from secateur.substitute import restore
 from secateur.weights import weight_table
 
@@ -281,25 +280,12 @@ def _average(
     return call(inputs, training=True, **kwargs)
 
 
-def meanings_of(model: Any, settings: Train | None = None, loss: Any = None) -> Meanings:
-    """What each output means: as `settings.outputs` says, else the last activation, else the loss.
-
-    loss: what the model is trained with where the settings name none; None: what it was compiled with.
-    """
-    word, named = (settings.outputs, settings.loss) if settings else (None, None)
-    if not getattr(model, "outputs", None) or not getattr(model, "inputs", None):
-        return {"": word}
-    tensors = signature(model)[1]
-    found = of_model(tensors, named or (compiled_loss(model) if loss is None else loss))
-    return {**found, **asked(word, found)}
-
-
 def infer_loss(model: Any, x: np.ndarray, y: np.ndarray, meaning: str | None = None) -> Any:
     """The Keras loss that fits the model's output and the labels.
 
     Whole-number labels (n,) with k >= 2 outputs: sparse cross-entropy; one-hot (n, k): cross-
     entropy; labels 0 / 1 with one output: binary; floats of the output's shape: mean squared
-    error. meaning: of the outputs (`meanings_of`); None: read from the last activation.
+    error. meaning: of the outputs (`runtimes.keras.meanings_of`); None: read from the last activation.
     Raises SecateurError, naming both shapes, when nothing fits, and where nothing says whether the
     outputs are logits or probabilities.
     """
@@ -332,8 +318,8 @@ def _logits(model: Any, meaning: str | None) -> bool:
     if meaning is None:
         raise SecateurError(
             f"outputs of {model.name!r} received that nothing says to be logits or probabilities, "
-            "expected a last activation or a compiled loss that does; fix: outputs = \"logits\" (or "
-            "\"probabilities\") in the recipe's [train] block, or --outputs"
+            'expected a last activation or a compiled loss that does; fix: outputs = "logits" (or '
+            '"probabilities") in the recipe\'s [train] block, or --outputs'
         )
     return meaning != PROBABILITIES
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError
-from secateur.outputs import Meanings, compiled_loss, of_model
+from secateur.outputs import Meanings, asked, compiled_loss, of_model
 from secateur.runtimes import Arrays, Constant, by_name, keras2, keras_files, one_line
 from secateur.weights import weight_table
 
@@ -166,7 +166,7 @@ class KerasSession:
 
     def meanings(self) -> Meanings:
         """Return what the outputs mean, by the last activation and the loss of the training."""
-        return of_model(signature(self.model)[1], self._loss or compiled_loss(self.model))
+        return meanings_of(self.model, self._loss)
 
     def input_coding(self, name: str) -> None:
         """Return nothing: Keras takes values."""
@@ -208,6 +208,23 @@ def signature(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     first = [tensor._keras_history.operation.name for tensor in inputs]
     last = [model.layers[-1].name] if isinstance(model, keras.Sequential) else model.output_names
     return _named(first, inputs), _named(last, outputs)
+
+
+def meanings_of(model: Any, loss: Any = None, word: str | None = None) -> Meanings:
+    """Return what each output of a model means: `word`, else its last activation, else its loss.
+
+    loss: what it is trained with; None: what it was compiled with.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "softmax", name="d")])
+    >>> meanings_of(model, "sparse_categorical_crossentropy")
+    {'d': 'probabilities'}
+    """
+    if not getattr(model, "outputs", None) or not getattr(model, "inputs", None):
+        return {"": word}
+    tensors = signature(model)[1]
+    found = of_model(tensors, compiled_loss(model) if loss is None else loss)
+    return {**found, **asked(word, found)} if word else found
 
 
 def pack(model: Any, arrays: list[Any]) -> Any:

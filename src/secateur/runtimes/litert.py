@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from secateur import diagnosis
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.outputs import Meanings, of_tflite
 from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     one_line,
     quiet,
     read,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.onnx_file import OnnxFile
 from secateur.outputs import Meanings, of_onnx
@@ -19,8 +20,6 @@ from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     one_line,
     quiet,
     read,

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.outputs import Meanings, of_tflite
 from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     ending,
     litert,
     one_line,
