@@ -18,7 +18,6 @@ from secateur.cli_options import (
     as_image_size,
     as_layers,
     as_scale,
-    err,
     frameworks,
     import_all,
     out,
@@ -140,7 +139,6 @@ def export(
         measured = measure_file(artifact.path, measured_on, outputs=means)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
-    _tell_omitted(records)
     for artifact in artifacts:
         out.print(
             f"{artifact.path}: reloaded and run; outputs differ from the model's by "
@@ -218,21 +216,8 @@ def measure(
         from secateur.reporting.console import measurements
 
         out.print(measurements([*records, *refused]))
-        _tell_omitted(records)
     if refused:
         raise typer.Exit(1)
-
-
-def _tell_omitted(records: list[dict[str, Any]]) -> None:
-    """Say once why accuracy or loss, which the labels would allow, are not there."""
-    whys = {
-        (metric, why): None
-        for record in records
-        for metric, why in (record["omitted"] or {}).items()
-        if metric in ("accuracy", "label_accuracy", "loss") and "fix:" in why
-    }
-    for metric, why in whys:
-        err.print(f"{metric} is not computed: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _calibration(data: Any) -> Any:

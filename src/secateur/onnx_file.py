@@ -115,6 +115,15 @@ class OnnxFile:
             return 0.0, 0
         return float(scale.reshape(())), int(zero_point.reshape(()))
 
+    def is_lowest(self, node: Any) -> bool:
+        """Whether the zero point of a `QuantizeLinear` is its lowest code: it gives no value below 0."""
+        zero_point = (
+            self._values(node.input[2])
+            if node.input[2:3] and node.input[2] in self.tensors
+            else None
+        )
+        return zero_point is None or bool((zero_point == np.iinfo(zero_point.dtype).min).any())
+
     def step(self, name: str) -> float:
         """The step of the codes that an output is decoded from; 0.0 where it is computed in float."""
         maker = self.makers.get(name)

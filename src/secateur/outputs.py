@@ -198,14 +198,24 @@ def of_tflite(blob: bytes, outputs: Mapping[str, int]) -> dict[str, str | None]:
     return {name: ACTIVATIONS.get(_walked(k, described) or "") for name, k in outputs.items()}
 
 
-def of_onnx(makers: Mapping[str, Any], outputs: Iterable[str]) -> dict[str, str | None]:
-    """Return what the outputs of an `.onnx` file mean; makers: tensor -> the node that computes it."""
+def of_onnx(
+    makers: Mapping[str, Any], lowest: Callable[[Any], bool], outputs: Iterable[str]
+) -> dict[str, str | None]:
+    """Return what the outputs of an `.onnx` file mean.
+
+    makers: tensor -> the node that computes it. lowest: whether a node gives codes of no value below
+    0, in which a ReLU disappears.
+    """
 
     def described(name: str) -> tuple[str, str | None, list[str]]:
         node = makers.get(name)
         if node is None:
             return "", None, []
-        return node.op_type, None, [k for k in node.input if k in makers and _computes(makers[k])]
+        before = [k for k in node.input if k in makers and makers[k].op_type != "Constant"]
+        kind = node.op_type
+        if kind == "QuantizeLinear" and lowest(node):
+            kind = "" if _walked(before[0], described) == "linear" else kind
+        return kind, None, before
 
     return {name: ACTIVATIONS.get(_walked(name, described) or "") for name in outputs}
 
@@ -252,7 +262,7 @@ def of_loss(loss: Any) -> str | None:
         config = loss.get("config")
         name = str(config if isinstance(config, str) else loss.get("class_name"))
     else:
-        config = loss.get_config() if hasattr(loss, "get_config") else None
+        config = getattr(loss, "get_config", dict)()
     from_logits = config.get("from_logits") if isinstance(config, Mapping) else None
     if from_logits is not None:
         return LOGITS if from_logits else PROBABILITIES
@@ -271,10 +281,6 @@ def _losses(loss: Any, names: list[str]) -> dict[str, str | None]:
     else:
         each = dict.fromkeys(names, loss)
     return {name: of_loss(one) for name, one in each.items() if one is not None}
-
-
-def _computes(node: Any) -> bool:
-    return node.op_type != "Constant"
 
 
 def _walked(

@@ -152,13 +152,14 @@ def cross_entropy(outputs: np.ndarray, y: np.ndarray, from_logits: bool) -> floa
         outputs = outputs.reshape(len(outputs), -1)
         other = np.zeros_like(outputs) if from_logits else 1 - outputs
         outputs = np.concatenate([other, outputs], -1)
-    if not from_logits:
-        outputs = np.log(np.clip(outputs, 1e-7, 1 - 1e-7))
-    outputs = outputs - outputs.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(outputs).sum(-1))
+    if from_logits:
+        outputs = outputs - outputs.max(-1, keepdims=True)
+        logs = outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+    else:
+        sums = outputs.sum(-1, keepdims=True)
+        logs = np.log(np.clip(outputs / np.where(sums > 0, sums, 1), 1e-7, 1 - 1e-7))
     labels = _classes(outputs, y)
-    of_label = np.take_along_axis(outputs, labels[..., None], -1)[..., 0]
-    return float(np.mean(log_sum - of_label))
+    return -float(np.mean(np.take_along_axis(logs, labels[..., None], -1)))
 
 
 def mse(outputs: np.ndarray, y: np.ndarray) -> float:

@@ -16,9 +16,11 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.outputs import (
     ACTIVATIONS,
+    LOGITS,
     PROBABILITIES,
     activation_of,
     asked,
+    of_loss,
     settled,
 )
 from secateur.outputs import (
@@ -369,8 +371,11 @@ def _optimizer(settings: Train, steps: int) -> Any:
     return type(optimizer).from_config(config)
 
 
-def _metrics(loss: Any) -> list[str]:
+def _metrics(loss: Any) -> list[Any]:
     name = loss if isinstance(loss, str) else type(loss).__name__
+    if isinstance(loss, keras.losses.BinaryCrossentropy) and of_loss(loss) == LOGITS:
+        # Keras's "accuracy" compares with 0.5 whatever the loss takes the outputs for.
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
     return ["accuracy"] if "crossentropy" in name.lower() else ["mae"]
 
 

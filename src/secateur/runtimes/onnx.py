@@ -109,7 +109,7 @@ class OnnxSession:
 
     def meanings(self) -> Meanings:
         """Return what the outputs mean, by the operators that make them."""
-        return of_onnx(self._file.makers, self.output_names)
+        return of_onnx(self._file.makers, self._file.is_lowest, self.output_names)
 
     def input_coding(self, name: str) -> tuple[Any, float, int] | None:
         """Return dtype, scale and zero point of an input; None where it takes floats."""
