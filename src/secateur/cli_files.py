@@ -112,7 +112,6 @@ def export(
         if name is None:
             return None
         found = datasets.load(name, scale=as_scale(scale), image_size=as_image_size(image_size))
-        tell_notes(found, *(["test"] if name == data else ["calibration"]))
         return datasets.fit_to(found, loaded.input_shape[1:], loaded.output_shape[1:])
 
     measured_on, calibrated_on = read(data), read(calibration)
@@ -139,6 +138,10 @@ def export(
         measured = measure_file(artifact.path, measured_on, outputs=means)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
+    if measured_on is not None:
+        tell_notes(measured_on, "test", *(["calibration"] if data == calibration else []))
+    if calibrated_on is not None and data != calibration:
+        tell_notes(calibrated_on, "calibration")
     for artifact in artifacts:
         out.print(
             f"{artifact.path}: reloaded and run; outputs differ from the model's by "
@@ -198,7 +201,6 @@ def measure(
         loaded = datasets.load(
             data, scale=as_scale(scale), image_size=as_image_size(image_size), limit=limit
         )
-        tell_notes(loaded, "test")
     records, refused = [], []
     for file, spec in ((file, spec) for file in files for spec in specs):
         try:
@@ -216,6 +218,8 @@ def measure(
         from secateur.reporting.console import measurements
 
         out.print(measurements([*records, *refused]))
+    if loaded is not None:
+        tell_notes(loaded, "test")
     if refused:
         raise typer.Exit(1)
 

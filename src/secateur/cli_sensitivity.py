@@ -74,7 +74,6 @@ def sensitivity(
     samples = datasets.load(
         data, scale=as_scale(scale), image_size=as_image_size(image_size), seed=seed
     )
-    tell_notes(samples, "validation")
     means = meanings(KerasSession(loaded), model, outputs)
     both = ladder is None and widths is None
     records: list[dict[str, Any]] = []
@@ -90,6 +89,7 @@ def sensitivity(
             )
     for table in told.tables(records):
         out.print(table)
+    tell_notes(samples, "validation")
     sentence = told.findings(records)
     out.print(sentence, highlight=False, markup=False)
     detail = f"{samples.name}: {', '.join(n for n in samples.notes if n.startswith('validation'))}"

@@ -78,7 +78,6 @@ def targets(
 
     payoff.check(model, ladder, names := _names(target))  # before anything is read
     samples = datasets.load(data, scale=as_scale(scale), image_size=as_image_size(image_size))
-    tell_notes(samples, "calibration", "test")
     with live_progress(err) as (progress, _):
         records = payoff.targets(
             model,
@@ -91,6 +90,7 @@ def targets(
             outputs=outputs,
             progress=progress,
         )
+    tell_notes(samples, "calibration", "test")
     found = {
         "format_version": 1,
         "kind": "targets",

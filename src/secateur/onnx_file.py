@@ -122,7 +122,10 @@ class OnnxFile:
             if node.input[2:3] and node.input[2] in self.tensors
             else None
         )
-        return zero_point is None or bool((zero_point == np.iinfo(zero_point.dtype).min).any())
+        return zero_point is None or (
+            zero_point.dtype.kind in "iu"
+            and bool((zero_point == np.iinfo(zero_point.dtype).min).any())
+        )
 
     def step(self, name: str) -> float:
         """The step of the codes that an output is decoded from; 0.0 where it is computed in float."""

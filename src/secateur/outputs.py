@@ -64,6 +64,7 @@ PRODUCTS = {
     *("QLinearConv", "MatMulNBits"),
 }
 
+POSITIVE = "positive"  # codes of no value below 0: of a linear result, they may be a ReLU
 DEPTH = 100  # operators that are looked at behind one another
 
 
@@ -213,9 +214,7 @@ def of_onnx(
             return "", None, []
         before = [k for k in node.input if k in makers and makers[k].op_type != "Constant"]
         kind = node.op_type
-        if kind == "QuantizeLinear" and lowest(node):
-            kind = "" if _walked(before[0], described) == "linear" else kind
-        return kind, None, before
+        return (POSITIVE if kind == "QuantizeLinear" and lowest(node) else kind), None, before
 
     return {name: ACTIVATIONS.get(_walked(name, described) or "") for name in outputs}
 
@@ -301,10 +300,11 @@ def _walked(
             return activation
         if kind in SQUASHING or kind in PRODUCTS:
             return SQUASHING.get(kind, "linear")
-        if kind not in CARRYING and kind not in AFFINE:
+        if kind not in CARRYING and kind not in AFFINE and kind != POSITIVE:
             return None
         found = {at(one, depth + 1) for one in inputs}
         only = found.pop() if len(found) == 1 else None
-        return only if kind in CARRYING or only == "linear" else None
+        fits = kind in CARRYING or (kind in AFFINE) == (only == "linear")
+        return only if fits else None
 
     return at(start)

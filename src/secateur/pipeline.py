@@ -125,9 +125,7 @@ def run(
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
     if outputs is not None:
-        recipe = dataclasses.replace(
-            recipe, train=dataclasses.replace(recipe.train, outputs=outputs)
-        )
+        recipe = recipe.with_outputs(outputs)
     described, text = recipe.to_record(), recipe.as_text()
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
     require_packages((*recipe.export.formats, *steps))
