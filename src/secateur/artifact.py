@@ -6,6 +6,7 @@ Anything that puts a result on the disk goes through here. Knows no model and no
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Artifact:
 
     `parity` holds how far its outputs are from the model's, `tensors` which tensor of the file
     each weight became, `notes` what a user should know of it. `sha256` and `bytes` are of the file
-    as it stands at `path`.
+    as it stands at `path`. `outputs` says what the numbers of each output mean (`measure`).
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Artifact:
     parity: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outputs: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """Return plain JSON data; the path is the bare file name, so that a folder can move."""
@@ -143,8 +145,24 @@ def write_json_atomically(path: Path, record: Any) -> None:
     write_atomically(path, text + "\n")
 
 
+def plain(value: Any) -> Any:
+    """A record as JSON can hold it: NaN and infinity become None, NumPy's numbers Python's.
+
+    >>> import numpy as np
+    >>> plain({"loss": [0.5, float("inf")], "zeros": np.int64(3)})
+    {'loss': [0.5, None], 'zeros': 3}
+    """
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "item") and not getattr(value, "shape", ()):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def describe(path: Path, *, format: str, stage: str, **found: Any) -> Artifact:
-    """Return the `Artifact` of a file on the disk; `found`: its `parity`, `tensors` and `notes`."""
+    """Return the `Artifact` of a file on the disk; `found`: its `parity`, `notes` and so on."""
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     return Artifact(path, format, stage, len(data), digest, **found)

@@ -18,6 +18,7 @@ from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
     ImportOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_scale,
@@ -70,6 +71,7 @@ def run(
     validation_split: Annotated[
         float, typer.Option(help="Share of the training part kept apart for choosing.")
     ] = 0.1,
+    outputs: OutputsOption = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
     seeds: Annotated[
         int, typer.Option(help="Repeat with this many seeds, each in its own folder.")
@@ -126,6 +128,7 @@ def run(
                 imports=tuple(imports or ()),
                 overwrite=overwrite,
                 allow_chance=allow_chance,
+                outputs=outputs,
                 progress=progress,
                 say=say,
                 command=shlex.join(["secateur", *sys.argv[1:]]),

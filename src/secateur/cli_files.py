@@ -15,6 +15,7 @@ from secateur.cli_options import (
     ImageSizeOption,
     ImportOption,
     LayerOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_layers,
@@ -22,6 +23,7 @@ from secateur.cli_options import (
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -63,6 +65,7 @@ def export(
         bool, typer.Option("--c-array", help="Write a C header beside each .tflite.")
     ] = False,
     allow_chance: AllowChanceOption = False,
+    outputs: OutputsOption = None,
     imports: ImportOption = None,
 ) -> None:
     """Write the files that a runtime loads, each reloaded, run and checked.
@@ -88,8 +91,9 @@ def export(
         from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
         from secateur.loading import load
+        from secateur.measurement import meanings
         from secateur.measurement import measure as measure_file
-        from secateur.runtimes.keras import load_model
+        from secateur.runtimes.keras import load as load_session
         from secateur.widths import beside
     import_all(imports)
     found = None
@@ -101,7 +105,9 @@ def export(
         )
     elif beside(model).is_file():
         out.print(f"{beside(model)}: not used, --layer says other bits", soft_wrap=True)
-    loaded = load_model(model) if found is None else found.model
+    session: Any = load_session(model)
+    means = meanings(session, model, outputs)
+    loaded = session.model if found is None else found.model
     if formats is None:
         formats = "float32," + ("dynamic" if found is None else found.specification.format)
 
@@ -126,15 +132,20 @@ def export(
         header=c_array,
         layers=layers,
         allow_chance=allow_chance,
+        outputs=means,
     )
     write_manifest(folder, artifacts)
     from secateur.reporting.console import measurements
 
     records = []
     for artifact in artifacts:
-        measured = measure_file(artifact.path, measured_on)
+        measured = measure_file(artifact.path, measured_on, outputs=means)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
+    if measured_on is not None:
+        tell_notes(measured_on, "test", *(["calibration"] if data == calibration else []))
+    if calibrated_on is not None and data != calibration:
+        tell_notes(calibrated_on, "calibration")
     for artifact in artifacts:
         told = f"{artifact.path}: reloaded and {_compared(artifact.parity)}"
         out.print(told, highlight=False, soft_wrap=True)
@@ -166,6 +177,10 @@ def measure(
             "else the file's own."
         ),
     ] = None,
+    outputs: OutputsOption = None,
+    codes: Annotated[
+        bool, typer.Option("--codes", help="The data are codes of the file's input, not values.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
     imports: ImportOption = None,
 ) -> None:
@@ -178,8 +193,10 @@ def measure(
     """
     from secateur import datasets
     from secateur.measurement import measure as measure_file
+    from secateur.outputs import asked
     from secateur.runtimes import runtime as runtime_named
 
+    asked(outputs)
     specs = [spec.strip() for spec in runtime.split(",")] if runtime else [None]
     for spec in specs:
         if spec is not None:
@@ -196,17 +213,21 @@ def measure(
     records, refused = [], []
     for file, spec in ((file, spec) for file in files for spec in specs):
         try:
-            measured = measure_file(file, loaded, threads=threads, runtime=spec)
+            measured = measure_file(
+                file, loaded, threads=threads, runtime=spec, outputs=outputs, codes=codes
+            )
             records.append({**measured.to_record(), "path": str(file)})
         except SecateurError as error:
             if len(files) * len(specs) == 1:
                 raise
             refused.append({"path": str(file), "runtime": spec, "refused": str(error)})
     if as_json:
-        print(json.dumps([*records, *refused], indent=2))
+        print(json.dumps([*records, *refused], indent=2, allow_nan=False))
     else:
         from secateur.reporting.console import measurements
 
         out.print(measurements([*records, *refused]))
+    if loaded is not None:
+        tell_notes(loaded, "test")
     if refused:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
     ImportOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_scale,
@@ -20,6 +21,7 @@ from secateur.cli_options import (
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -35,6 +37,7 @@ def sensitivity(
     seed: Annotated[int, typer.Option(help="Of the validation split.")] = 0,
     scale: ScaleOption = None,
     image_size: ImageSizeOption = None,
+    outputs: OutputsOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the records.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the records as CSV.")] = None,
@@ -60,7 +63,8 @@ def sensitivity(
     with frameworks():
         from secateur import datasets
         from secateur import sensitivity as measured
-        from secateur.runtimes.keras import load_model
+        from secateur.measurement import meanings
+        from secateur.runtimes.keras import KerasSession, load_model
     import_all(imports)
     from secateur.progress import live_progress
     from secateur.reporting import sensitivity as told
@@ -70,10 +74,12 @@ def sensitivity(
     samples = datasets.load(
         data, scale=as_scale(scale), image_size=as_image_size(image_size), seed=seed
     )
+    means = meanings(KerasSession(loaded), model, outputs)
     both = ladder is None and widths is None
     records: list[dict[str, Any]] = []
     with live_progress(err) as (progress, _):
         asked: dict[str, Any] = {"limit": limit, "seed": seed, "progress": progress}
+        asked["outputs"] = next(iter(means.values()))
         if both or ladder is not None:
             sparsities = ladder or measured.SPARSITIES
             records += measured.pruning_sensitivity(loaded, samples, sparsities=sparsities, **asked)
@@ -83,6 +89,7 @@ def sensitivity(
             )
     for table in told.tables(records):
         out.print(table)
+    tell_notes(samples, "validation")
     sentence = told.findings(records)
     out.print(sentence, highlight=False, markup=False)
     detail = f"{samples.name}: {', '.join(n for n in samples.notes if n.startswith('validation'))}"

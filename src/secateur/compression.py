@@ -336,7 +336,7 @@ def _loss_for(model: Any, loss: Any, settings: Train, samples: Any) -> Any:
     """The loss of a step that acts without training: named, compiled, else inferred."""
     if settings.loss or loss is not None or not samples or samples[0][1] is None:
         return settings.loss or loss
-    return infer_loss(model, *samples[0])
+    return infer_loss(model, *samples[0], meaning=settings.outputs)
 
 
 def train_control(

@@ -21,6 +21,7 @@ from secateur.firmware import c_header, c_name
 from secateur.fusing import points_of
 from secateur.loading import Quantized, require_weights
 from secateur.preflight import calibration_samples, inputs_of
+from secateur.outputs import Meanings, asked, compiled_loss, of_model
 from secateur.promises import Promise
 from secateur.quantization import IO, MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
@@ -60,6 +61,7 @@ def export(
     specification: Specification | None = None,
     progress: Callable[[str], None] | None = None,
     allow_chance: bool = False,
+    outputs: str | Meanings | None = None,
 ) -> list[Artifact]:
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
 
@@ -86,6 +88,8 @@ def export(
         progress: called with the name of each file before it is written.
         allow_chance: calibrate with data that the model does not seem to be trained on: whose labels
             it knows no better than chance, or 8-bit pixels that nothing scales.
+        outputs: what the numbers that come out mean, for the manifest, as in `measure`; None: as the
+            last activation says, else the loss that the model was compiled with.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
     """
@@ -101,7 +105,11 @@ def export(
     _require_finite(model)
     if any(FORMATS[format] in (".tflite", ".onnx") for format in formats):
         _require_float(model)
-    calibration, data, compared_on = _samples(model, calibration, data, allow_chance)
+    ends = of_model(signature(model)[1], compiled_loss(model)) if outputs is None else outputs
+    meanings = {**ends} if isinstance(ends, Mapping) else asked(ends, signature(model)[1])
+    calibration, data, compared_on = _samples(
+        model, calibration, data, meanings, may_be_chance=allow_chance
+    )
     widths = _chosen(layers, formats, model)
     if layers:
         specification = None  # other bits than those that its ranges belong to
@@ -190,16 +198,21 @@ def export(
             parity=found.parity,
             tensors=found.tensors,
             notes=notes,
+            outputs=meanings,
         )
         for path, (format, found, notes) in written.items()
     ]
 
 
-def _samples(model: Any, calibration: Any, data: Any, may_be_chance: bool) -> tuple[Any, Any, str]:
+def _samples(
+    model: Any, calibration: Any, data: Any, meanings: Meanings, *, may_be_chance: bool
+) -> tuple[Any, Any, str]:
     """Inputs to calibrate with, inputs to compare on (None: random ones), and what these are."""
     others = None
     if calibration is not None:
-        calibration, others = calibration_samples(model, calibration, may_be_chance=may_be_chance)
+        calibration, others = calibration_samples(
+            model, calibration, meanings, may_be_chance=may_be_chance
+        )
     if data is not None:
         return calibration, inputs_of(data), "data"
     if others is not None:
@@ -218,7 +231,7 @@ def _described(
     found = dataclasses.replace(
         specification, tensors=ranges, weights=fingerprint(weight_table(model))
     )
-    return json.dumps(found.to_record(), indent=1)
+    return json.dumps(found.to_record(), indent=1, allow_nan=False)
 
 
 def _reference(

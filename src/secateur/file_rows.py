@@ -11,15 +11,20 @@ from typing import Any
 
 from secateur.artifact import Artifact
 from secateur.datasets import Data, fit_to
-from secateur.measurement import measure, score
+from secateur.measurement import answers, meanings, measure
+from secateur.outputs import Meanings
 from secateur.runtimes import own_runtime
+from secateur.scoring import score
 
 BATCH = 256
 
 
 def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[str, Any]:
     """Measure a file; the row is named `<stage>-<format>`."""
-    measured = measure(artifact.path, data, latency=latency, batch=BATCH).to_record()
+    measured = measure(
+        artifact.path, data, latency=latency, batch=BATCH, outputs=artifact.outputs
+    ).to_record()
+    measured.pop("notes")  # the record of the whole says what was read
     return {
         **measured,
         "path": artifact.path.name,
@@ -27,12 +32,15 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
         "row": f"{artifact.stage}-{artifact.format}",
         "stage": artifact.stage,
         "parity": dict(artifact.parity),
-        "validation": validated(artifact.path, data),
+        "validation": validated(artifact.path, data, artifact.outputs),
     }
 
 
-def validated(path: Path, data: Data) -> dict[str, Any] | None:
-    """How well a file answers on the validation part, in its own runtime; None without labels."""
+def validated(path: Path, data: Data, outputs: Meanings | None = None) -> dict[str, Any] | None:
+    """How well a file answers on the validation part, in its own runtime; None without labels.
+
+    outputs: what they mean, as `measure` takes it.
+    """
     if data.validation is None or data.validation.y is None:
         return None
     runtime = own_runtime(path)
@@ -41,5 +49,6 @@ def validated(path: Path, data: Data) -> dict[str, Any] | None:
     split = fit_to(data, session.input_shape, session.output_shape).validation
     if split is None or split.y is None:
         return None
-    outputs: Any = session.predict(split.x, batch=BATCH)
-    return {"n": len(split), **score(outputs, split.y)}
+    answered = answers(session, split.x, str(path), batch=BATCH)
+    meaning = next(iter(meanings(session, path, outputs).values()), None)
+    return {"n": len(split), **score(answered, split.y, meaning)}

@@ -34,12 +34,13 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.file_rows import file_row
+from secateur.outputs import Meanings
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
-from secateur.runtimes.keras import KerasSession, import_modules, load_model
+from secateur.runtimes.keras import KerasSession, import_modules, load_model, meanings_of
 from secateur.training import Progress, compiled_loss, train
 from secateur.widths import Specification
 
@@ -102,6 +103,7 @@ def run(
     imports: Sequence[str] = (),
     overwrite: bool = False,
     allow_chance: bool = False,
+    outputs: str | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
     command: str = "",
@@ -112,7 +114,8 @@ def run(
     name of a built-in one, which is trained first (None: the recipe's). data: whatever
     `load_data` takes (None: the recipe's). out: the Run's directory (None: a new temporary one);
     an unfinished Run found there is carried on, a finished one is returned. imports: modules that
-    register custom layers. allow_chance: go on with a model that is no better than chance. Raises
+    register custom layers. allow_chance: go on with a model that is no better than chance. outputs:
+    what the model gives, "logits" or "probabilities", where neither it nor its loss says so. Raises
     SecateurError before any training when things do not fit.
     """
     started = time.perf_counter()
@@ -121,6 +124,8 @@ def run(
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
+    if outputs is not None:
+        recipe = recipe.with_outputs(outputs)
     described, text = recipe.to_record(), recipe.as_text()
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
     require_packages((*recipe.export.formats, *steps))
@@ -129,6 +134,8 @@ def run(
     require_early_points(recipe, trained_before=untrained)
     taken, given = ends(source)
     loaded = datasets.fit_to(loaded, taken, given)
+    means = meanings_of(source, recipe.train.loss, recipe.train.outputs)
+    meaning = next(iter(means.values()))
     plan = recipe.plan(source)
     folder = RunFolder(
         Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secateur-")),
@@ -138,11 +145,14 @@ def run(
     if folder.finished is not None:
         say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
         return Run(folder.path, folder.finished)
+    for note in loaded.notes:
+        say(f"{loaded.name}: {note}")
     if not untrained:
-        introduce(source, loaded, say, may_be_chance=allow_chance)
+        introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
     first = _copy(source)
     folder.begin(name=recipe.name, seed=recipe.seed)
-    work = _Work(folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say)
+    loss = compiled_loss(source)
+    work = _Work(folder, recipe, loaded, tuple(imports), loss, progress, say, outputs=means)
     try:
         artifacts = work.carry_out(first, train_first=untrained)
     except SecateurError:
@@ -214,6 +224,7 @@ class _Work:
     progress: Progress | None
     say: Say
     last: Stage | None = None
+    outputs: Meanings = field(default_factory=dict)
 
     def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""
@@ -221,7 +232,8 @@ class _Work:
         formats = recipe.export.formats
         baseline = self._stage("baseline", first, lambda model: self._baseline(model, train_first))
         if train_first:
-            introduce(baseline.model, self.data, self.say, may_be_chance=True)
+            meaning = next(iter(self.outputs.values()), None)
+            introduce(baseline.model, self.data, self.say, may_be_chance=True, meaning=meaning)
         artifacts = self._export(baseline, formats)
         last = baseline
         for number, name in enumerate(recipe.stage_names()):
@@ -309,6 +321,7 @@ class _Work:
             imports=self.imports,
             calibration=None if calibration is None else calibration.x,
             specification=specification,
+            outputs=self.outputs,
             **self.recipe.export.settings(),
         )
         self.folder.note(artifacts)

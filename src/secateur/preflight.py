@@ -13,9 +13,11 @@ from secateur.artifact import FORMATS
 from secateur.datasets import Data, Split
 from secateur.errors import SecateurError
 from secateur.locating import TRACED, multiplies_nothing
-from secateur.measurement import accuracy
+from secateur.measurement import answers
+from secateur.outputs import Meanings
 from secateur.quantization import QUANTIZATIONS
 from secateur.runtimes.keras import KerasSession, operations, signature
+from secateur.scoring import left_out, score
 
 Say = Callable[[str], None]
 
@@ -58,14 +60,23 @@ def ends(model: Any) -> tuple[tuple, tuple]:
     return tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
 
 
-def introduce(model: Any, data: Data, say: Say, *, may_be_chance: bool) -> None:
-    """Say how good a model is before anything else; refuse one at chance level."""
+def introduce(
+    model: Any, data: Data, say: Say, *, may_be_chance: bool, meaning: str | None
+) -> None:
+    """Say how good a model is before anything else; refuse one at chance level.
+
+    meaning: of its outputs (`runtimes.keras.meanings_of`).
+    """
     part = "training" if data.validation is None else "validation"
     split = data.validation or data.train
     if split is None or split.y is None or not data.classes:
         return
-    score, at_chance = _against_chance(model, split.x, split.y)
-    say(f"baseline accuracy {100 * score:.2f} % on {len(split):,} {part} samples")
+    accuracy, at_chance, omitted = _against_chance(model, split, meaning)
+    for metric, why in omitted.items():
+        say(f"{metric} is not computed: {why}")
+    if accuracy is None:
+        return
+    say(f"baseline accuracy {100 * accuracy:.2f} % on {len(split):,} {part} samples")
     if not at_chance:
         return
     if may_be_chance:
@@ -83,7 +94,9 @@ def inputs_of(source: Any) -> Any:
     return source.x if isinstance(source, Split) else source
 
 
-def calibration_samples(model: Any, source: Any, *, may_be_chance: bool) -> tuple[Any, Any]:
+def calibration_samples(
+    model: Any, source: Any, meanings: Meanings, *, may_be_chance: bool
+) -> tuple[Any, Any]:
     """Inputs to calibrate with and, where a `Data` has others, inputs to compare files on.
 
     source: as for `inputs_of`. Unless `may_be_chance`, raises `SecateurError` for inputs that the
@@ -109,7 +122,8 @@ def calibration_samples(model: Any, source: Any, *, may_be_chance: bool) -> tupl
             "[0, 1], --scale 1 (x.astype('float32')) if it was 0..255"
         )
     if labelled is not None and labelled.y is not None and len(model.outputs) == 1:
-        _, at_chance = _against_chance(model, labelled.x, labelled.y)
+        meaning = next(iter(meanings.values()), None)
+        _, at_chance, _ = _against_chance(model, labelled, meaning)
         if at_chance:
             raise SecateurError(f"calibration data: {at_chance}")
     return inputs, others
@@ -133,17 +147,23 @@ def scales_inputs(model: Any) -> bool:
     return False
 
 
-def _against_chance(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
-    """Accuracy on labels, and what to say where it is no better than chance, else ""."""
-    score = accuracy(KerasSession(model).predict(x), y)
+def _against_chance(
+    model: Any, split: Split, meaning: str | None
+) -> tuple[float | None, str, dict[str, str]]:
+    """Accuracy, what to say where it is no better than chance (else ""), and metrics left out."""
+    outputs, y = answers(KerasSession(model), split.x, model.name), np.asarray(split.y)
+    accuracy, omitted = score(outputs, y, meaning).get("accuracy"), left_out(outputs, y, meaning)
+    if accuracy is None:
+        return None, "", omitted
     one_hot = y.ndim > 1 and y.shape[-1] > 1
     labels = y.argmax(-1) if one_hot else y.reshape(-1)
     chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-    if score > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
-        return score, ""
-    return score, (
-        f"the model is at chance level ({100 * score:.1f} % correct, the largest class alone is "
-        f"{100 * chance:.1f} %) on inputs from {float(x.min()):g} to {float(x.max()):g}: it was "
-        "trained on scaled inputs (try --scale 255), with the labels in another order, or was never "
+    if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        return accuracy, "", omitted
+    at_chance = (
+        f"the model is at chance level ({100 * accuracy:.1f} % correct, the largest class alone is "
+        f"{100 * chance:.1f} %) on inputs from {float(split.x.min()):g} to {float(split.x.max()):g}: it "
+        "was trained on scaled inputs (try --scale 255), with the labels in another order, or was never "
         "trained; --allow-chance (allow_chance=True) goes on all the same"
     )
+    return accuracy, at_chance, omitted

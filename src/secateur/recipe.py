@@ -148,6 +148,15 @@ class Recipe:
             return dataclasses.replace(self.train, epochs=0)
         return step.train or self.train
 
+    def with_outputs(self, word: str) -> Recipe:
+        """The recipe for a model that gives `word`, "logits" or "probabilities"."""
+        train = dataclasses.replace(self.train, outputs=word)
+        steps = tuple(
+            dataclasses.replace(s, train=s.train and dataclasses.replace(s.train, outputs=word))
+            for s in self.steps
+        )
+        return dataclasses.replace(self, train=train, steps=steps)
+
     def epochs_of(self, step: Step) -> int:
         """Epochs that a step trains in all, rounds included."""
         epochs, rewind = self.train_of(step).epochs, getattr(step.method, "rewind", None)

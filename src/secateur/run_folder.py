@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.artifact import Artifact, staged, versions, write_json_atomically
+from secateur.artifact import Artifact, plain, staged, versions, write_json_atomically
 from secateur.compression import Stage
 from secateur.datasets import Data
 from secateur.errors import SecateurError
@@ -236,21 +235,6 @@ def check_layout(
                 f"{file.parent} holds a run of another recipe, which cannot be reported together "
                 f"with these; choose another --out, or {'--overwrite' if own else 'remove it'}"
             )
-
-
-def plain(value: Any) -> Any:
-    """A record as JSON can hold it: NaN and infinity become None, NumPy's numbers Python's.
-
-    >>> plain({"loss": [0.5, float("inf")], "zeros": np.int64(3)})
-    {'loss': [0.5, None], 'zeros': 3}
-    """
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _own_files(path: Path) -> Iterator[str]:

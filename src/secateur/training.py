@@ -14,7 +14,18 @@ import numpy as np
 from secateur.capture import without_gradients
 from secateur.datasets import Data
 from secateur.errors import SecateurError
-from secateur.measurement import are_probabilities
+from secateur.outputs import (
+    ACTIVATIONS,
+    LOGITS,
+    PROBABILITIES,
+    activation_of,
+    asked,
+    of_loss,
+    settled,
+)
+from secateur.outputs import (
+    compiled_loss as compiled_loss,
+)
 from secateur.project import MASK, release
 from secateur.substitute import restore
 from secateur.weights import weight_table
@@ -31,6 +42,7 @@ class Train:
     optimizer: a Keras name ("adam", "sgd", ...). learning_rate: None takes the optimizer's own.
     decay: "none", or "cosine" to zero over the training. batch_size in samples, epochs whole
     passes (0: no training). loss: a Keras name; None takes the compiled one, else infers it.
+    outputs: "logits" or "probabilities"; None reads it from the last activation or the loss.
     batchnorm: "re-estimate" its statistics after a step that pruned, or "keep" those of training.
     "auto" means None, which TOML cannot write.
 
@@ -44,10 +56,11 @@ class Train:
     batch_size: int = 32
     epochs: int = 1
     loss: str | None = None
+    outputs: str | None = None
     batchnorm: str = "re-estimate"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "loss"):
+        for name in ("learning_rate", "loss", "outputs"):
             if getattr(self, name) == "auto":
                 object.__setattr__(self, name, None)
         for name, known in (("decay", DECAYS), ("batchnorm", BATCHNORM)):
@@ -55,6 +68,7 @@ class Train:
                 raise SecateurError(
                     f"{name} {getattr(self, name)!r} received, expected one of {', '.join(known)}"
                 )
+        asked(self.outputs)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise SecateurError(
                 f"learning_rate {self.learning_rate!r} received, expected a number above 0, as 0.001"
@@ -154,7 +168,7 @@ def train(
     steps = steps_per_epoch * settings.epochs
     first = 0 if start is None else int(start.epoch)
     loss = loss if loss is not None else _named_loss(settings.loss)
-    loss = loss if loss is not None else infer_loss(model, split.x, split.y)
+    loss = loss if loss is not None else infer_loss(model, split.x, split.y, settings.outputs)
     # Compiling anew also drops a training step that was traced with other callbacks.
     model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
     if start is not None:
@@ -268,38 +282,31 @@ def _average(
     return call(inputs, training=True, **kwargs)
 
 
-def compiled_loss(model: Any) -> Any:
-    """The loss a model was compiled with, None when it was not."""
-    return getattr(model, "loss", None) if getattr(model, "compiled", False) else None
-
-
-def infer_loss(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+def infer_loss(model: Any, x: np.ndarray, y: np.ndarray, meaning: str | None = None) -> Any:
     """The Keras loss that fits the model's output and the labels.
 
     Whole-number labels (n,) with k >= 2 outputs: sparse cross-entropy; one-hot (n, k): cross-
     entropy; labels 0 / 1 with one output: binary; floats of the output's shape: mean squared
-    error. Whether outputs are probabilities is read from the last activation, else from values.
-    Raises SecateurError, naming both shapes, when nothing fits.
+    error. meaning: of the outputs (`runtimes.keras.meanings_of`); None: read from the last activation.
+    Raises SecateurError, naming both shapes, when nothing fits, and where nothing says whether the
+    outputs are logits or probabilities.
     """
     outputs = keras.ops.convert_to_numpy(model(x[:32], training=False))
     y = np.asarray(y)
     units = outputs.shape[-1] if outputs.ndim > 1 else 1
     whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
     labels = np.squeeze(y, -1) if y.ndim == 2 and y.shape[-1] == 1 else y
-    activation = final_activation(model)
+    activation = activation_of(model.outputs[0]) if getattr(model, "outputs", None) else None
+    meaning = meaning or settled(ACTIVATIONS.get(activation or ""))
     if whole and labels.ndim == 1 and units >= 2:
-        logits = not _are_probabilities(activation, outputs)
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=_logits(model, meaning))
     if labels.ndim == 1 and units == 1 and set(np.unique(labels[:10_000]).tolist()) <= {0, 1}:
-        inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-        probability = activation == "sigmoid" or (activation is None and inside)
-        return keras.losses.BinaryCrossentropy(from_logits=not probability)
+        return keras.losses.BinaryCrossentropy(from_logits=_logits(model, meaning))
     one_hot = y.ndim == 2 and units >= 2 and y.shape == (len(y), units) and _rows_are_one_hot(y)
     if one_hot and activation == "sigmoid":
         return keras.losses.BinaryCrossentropy()
     if one_hot:
-        logits = not _are_probabilities(activation, outputs)
-        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+        return keras.losses.CategoricalCrossentropy(from_logits=_logits(model, meaning))
     if y.shape[1:] == outputs.shape[1:] or (labels.ndim == 1 and units == 1):
         return keras.losses.MeanSquaredError()
     raise SecateurError(
@@ -309,22 +316,14 @@ def infer_loss(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
     )
 
 
-def final_activation(model: Any) -> str | None:
-    """Name of the activation that the outputs leave through; None when it cannot be told."""
-    layer = model
-    while isinstance(layer, keras.Model):
-        if not getattr(layer, "layers", None) or not getattr(layer, "outputs", None):
-            return None
-        layer = layer.outputs[0]._keras_history.operation
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    return getattr(getattr(layer, "activation", None), "__name__", None)
-
-
-def _are_probabilities(activation: str | None, outputs: np.ndarray) -> bool:
-    if activation is not None:
-        return activation == "softmax"
-    return are_probabilities(outputs)
+def _logits(model: Any, meaning: str | None) -> bool:
+    if meaning is None:
+        raise SecateurError(
+            f"outputs of {model.name!r} received that nothing says to be logits or probabilities, "
+            'expected a last activation or a compiled loss that does; fix: outputs = "logits" (or '
+            '"probabilities") in the recipe\'s [train] block, or --outputs'
+        )
+    return meaning != PROBABILITIES
 
 
 def _rows_are_one_hot(y: np.ndarray) -> bool:
@@ -372,8 +371,11 @@ def _optimizer(settings: Train, steps: int) -> Any:
     return type(optimizer).from_config(config)
 
 
-def _metrics(loss: Any) -> list[str]:
+def _metrics(loss: Any) -> list[Any]:
     name = loss if isinstance(loss, str) else type(loss).__name__
+    if isinstance(loss, keras.losses.BinaryCrossentropy) and of_loss(loss) == LOGITS:
+        # Keras's "accuracy" compares with 0.5 whatever the loss takes the outputs for.
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
     return ["accuracy"] if "crossentropy" in name.lower() else ["mae"]
 
 

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from secateur import conversion
 from secateur.errors import SecateurError
 from secateur.locating import located
+from secateur.measurement import answers
 from secateur.promises import Finding, Promise, require
 from secateur.runtimes import Session, runtime_for
 from secateur.runtimes.keras import KerasSession, signature
@@ -299,5 +300,5 @@ def _coarse(reference: Mapping[str, np.ndarray], steps: Mapping[str, float]) -> 
 
 
 def _outputs(session: Session, samples: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
-    outputs = session.predict(samples, batch=batch)
+    outputs = answers(session, samples, session.name, batch=batch)
     return outputs if isinstance(outputs, dict) else {session.output_names[0]: outputs}

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError
+from secateur.outputs import Meanings, asked, compiled_loss, of_model
 from secateur.runtimes import Arrays, Constant, by_name, keras2, keras_files, one_line
 from secateur.weights import weight_table
 
@@ -39,7 +40,9 @@ def load(path: Any, threads: int | None = None) -> "KerasSession":
     Raises `SecateurError` for a file that is missing, damaged, or needs unknown classes.
     """
     del threads
-    return KerasSession(load_model(path) if isinstance(path, str | Path) else path)
+    if isinstance(path, str | Path):
+        return KerasSession(load_model(path), keras_files.stored_loss(Path(path)))
+    return KerasSession(path)
 
 
 def load_model(path: str | Path, *, compiled: bool = False) -> Any:
@@ -118,10 +121,10 @@ class KerasSession:
     threads: int | None = None
     output_steps: Mapping[str, float] = MappingProxyType({})
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, loss: Any = None):
         import keras
 
-        self.model = model
+        self.model, self._loss = model, loss
         self.name = f"keras {keras.version()}, {keras.backend.backend()}"
         inputs, outputs = signature(model)
         self.input_names, self.output_names = tuple(inputs), tuple(outputs)
@@ -161,6 +164,18 @@ class KerasSession:
             return None
         return sum(count for count in counts if count is not None)
 
+    def meanings(self) -> Meanings:
+        """Return what the outputs mean, by the last activation and the loss of the training."""
+        return meanings_of(self.model, self._loss)
+
+    def input_coding(self, name: str) -> None:
+        """Return nothing: Keras takes values."""
+
+    def culprit(self, x: Arrays) -> str:
+        """Return the weight or layer that gives outputs with NaN or infinity for samples `x`."""
+        named = by_name(x, self._samples)
+        return culprit(self.model, [named[name] for name in self.input_names])
+
     def costs(self) -> dict[str, Any]:
         """Return nothing: Keras stands for no target."""
         return {}
@@ -193,6 +208,23 @@ def signature(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     first = [tensor._keras_history.operation.name for tensor in inputs]
     last = [model.layers[-1].name] if isinstance(model, keras.Sequential) else model.output_names
     return _named(first, inputs), _named(last, outputs)
+
+
+def meanings_of(model: Any, loss: Any = None, word: str | None = None) -> Meanings:
+    """Return what each output of a model means: `word`, else its last activation, else its loss.
+
+    loss: what it is trained with; None: what it was compiled with.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "softmax", name="d")])
+    >>> meanings_of(model, "sparse_categorical_crossentropy")
+    {'d': 'probabilities'}
+    """
+    if not getattr(model, "outputs", None) or not getattr(model, "inputs", None):
+        return {"": word}
+    tensors = signature(model)[1]
+    found = of_model(tensors, compiled_loss(model) if loss is None else loss)
+    return {**found, **asked(word, found)} if word else found
 
 
 def pack(model: Any, arrays: list[Any]) -> Any:
@@ -241,6 +273,37 @@ def _calls(model: Any) -> Iterator[tuple[Any, Any, Any]]:
             yield from _calls(operation)
         else:
             yield operation, node.input_tensors, node.output_tensors
+
+
+def culprit(model: Any, x: list[Any]) -> str:
+    """Return the first weight, else the first layer on inputs `x`, with NaN or infinity in it."""
+    import keras
+
+    for row in weight_table(model):
+        if not np.isfinite(row.read()).all():
+            return f"weight {row.path} {row.shape}"
+    tensors, calls, waiting = {}, [], list(model.outputs)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in tensors:
+            continue
+        tensors[id(tensor)] = tensor
+        operation, index, _ = tensor._keras_history
+        before = operation._inbound_nodes[index].input_tensors
+        waiting += before
+        calls.append((operation, before, tensor))
+    # Called, not by `predict`: that would be compiled for this once.
+    found = keras.Model(model.inputs, list(tensors.values()))(x, training=False)
+    values = dict(zip(tensors, map(keras.ops.convert_to_numpy, found), strict=True))
+    sound = {key: bool(np.isfinite(value).all()) for key, value in values.items()}
+    for operation, before, tensor in calls:
+        if not sound[id(tensor)] and all(sound[id(one)] for one in before):
+            if hasattr(operation, "layers"):
+                return culprit(operation, [values[id(one)] for one in before])
+            if not before:
+                return "samples that hold them already"
+            return f"layer {getattr(operation, 'path', operation.name)}, whose inputs are finite"
+    return f"model {model.name}"
 
 
 def _macs(layer: Any, inputs: Any, outputs: Any) -> int | None:

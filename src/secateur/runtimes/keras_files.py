@@ -6,6 +6,7 @@ tensors of any size, or point to other files.
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import zipfile
@@ -42,6 +43,20 @@ def check(path: Path) -> None:
         said = lines[-1] if done.returncode == 1 and lines else f"HDF5 {ending(done.returncode)}"
         raise _damaged(path, said)
     _passed.add(key)
+
+
+def stored_loss(path: Path) -> Any:
+    """Return the config of the loss that a `.keras` or `.h5` file was compiled with, else None."""
+    import h5py
+
+    try:
+        if path.suffix.lower() == ".h5":
+            with h5py.File(path, "r") as file:
+                return json.loads(file.attrs["training_config"])["loss"]
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("config.json"))["compile_config"]["loss"]
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
+        return None
 
 
 def _damaged(path: Path, why: str) -> SecateurError:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from secateur import diagnosis
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
+from secateur.outputs import Meanings, of_tflite
 from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     one_line,
     quiet,
     read,
@@ -206,6 +206,15 @@ class LiteRTSession:
         rows = int(self._details[self._file.inputs[self.input_names[0]]]["shape"][0])
         return sum(count for count in counts if count is not None) // max(rows, 1)
 
+    def meanings(self) -> Meanings:
+        """Return what the outputs mean, by the operators that make them."""
+        return of_tflite(self._blob, self._file.outputs)
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input; None where it takes floats."""
+        detail = self._details[self._file.inputs[name]]
+        return (np.dtype(detail["dtype"]), *detail["quantization"])
+
     def costs(self) -> dict[str, Any]:
         """Return nothing: on this processor, latency is the cost."""
         return {}
@@ -272,7 +281,7 @@ class LiteRTSession:
 
     def _coded(self, name: str, array: np.ndarray) -> np.ndarray:
         detail = self._details[self._file.inputs[name]]
-        return coded(array, detail["dtype"], *detail["quantization"])
+        return coded(np.asarray(array), detail["dtype"], *detail["quantization"])
 
     def _decoded(self, index: int) -> np.ndarray:
         return decoded(self._interpreter.get_tensor(index), *self._details[index]["quantization"])

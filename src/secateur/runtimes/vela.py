@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from secateur.errors import SecateurError, nearest
+from secateur.outputs import Meanings
 from secateur.runtimes import RUNTIMES, Arrays, Constant, ending, litert, read, require, run_child
 from secateur.tflite import PACKED, TfliteFile
 
@@ -188,6 +189,13 @@ class VelaSession:
         if any(count is None for count in counts):
             return None
         return sum(count for count in counts if count is not None)
+
+    def meanings(self) -> Meanings:
+        """Return nothing: there are no outputs."""
+        return {}
+
+    def input_coding(self, name: str) -> None:
+        """Return nothing: there are no inputs."""
 
     def costs(self) -> dict[str, Any]:
         """Return the estimate."""
