@@ -218,7 +218,11 @@ def _stripped(blob: bytes, model: Any) -> bytes:
 
 
 def _renamed(samples: dict[str, np.ndarray], blob: bytes) -> dict[str, np.ndarray]:
-    return dict(zip(litert.load(blob).input_names, samples.values(), strict=True))
+    """Samples under the names of a file; by their place where it has none, which is the model's."""
+    names = litert.load(blob).input_names
+    if set(names) == set(samples):
+        return samples
+    return dict(zip(names, samples.values(), strict=True))
 
 
 def _chosen(

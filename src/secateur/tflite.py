@@ -316,21 +316,22 @@ def _data(model: Any, buffer: Any) -> np.ndarray | None:
 
 
 def _interface(model: Any, side: str) -> dict[str, int]:
-    """Name -> tensor of the inputs or outputs, by the signature where the file has one.
+    """Name -> tensor of the inputs or outputs, in the order of the graph that is run, the first.
 
-    Tensors without a name are called input, input_1, ... and output, output_1, ...
+    Names are the signature's where the file has one for that graph: it lists them by the alphabet,
+    and firmware counts them as the graph does. Tensors without a name are called input, input_1, ...
+    and output, output_1, ...
     """
-    if model.SignatureDefsLength():
-        signature = model.SignatureDefs(0)
+    graph = model.Subgraphs(0)
+    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+    signatures = (model.SignatureDefs(k) for k in range(model.SignatureDefsLength()))
+    for signature in (s for s in signatures if s.SubgraphIndex() == 0):
         entries = [
             getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())
         ]
-        named = {entry.Name().decode(): entry.TensorIndex() for entry in entries}
-        graph = model.Subgraphs(signature.SubgraphIndex())
-        _require_sides(graph, side, list(named.values()))
-        return named
-    graph = model.Subgraphs(0)
-    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+        _require_sides(graph, side, [entry.TensorIndex() for entry in entries])
+        entries.sort(key=lambda entry: indices.index(entry.TensorIndex()))
+        return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
     _require_sides(graph, side, indices)
     word, found = side.removesuffix("s").lower(), {}
     for place, index in enumerate(indices):
