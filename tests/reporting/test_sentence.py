@@ -6,6 +6,7 @@ import pytest
 from tests.reporting.records_example import example_run, example_runs
 
 from secateur.reporting import headline
+from secateur.reporting.sentence import headline_parts
 
 
 def changed(seeds=1, **stages):
@@ -55,7 +56,7 @@ def test_a_change_below_a_tenth_of_a_point_is_not_rounded_away():
 
 def test_a_larger_file_is_called_larger():
     said = headline(changed(pruned={"bytes": 170080, "gzip_bytes": 154730}))
-    assert said.startswith("2.0 times larger gzipped and 2.0 times larger raw")
+    assert said.startswith("2.0 times larger gzipped and 1.7 times larger raw")
     assert "smaller" not in said
 
 
@@ -139,6 +140,17 @@ def test_the_h5_is_the_reference_where_there_is_no_tflite():
     said = headline(runs)
     assert "pruned-h5 against baseline-h5" in said
     assert said.startswith("3.2 times smaller gzipped and less than 0.1 % smaller raw")
+
+
+def test_another_container_is_named_where_the_size_is_said():
+    runs = example_runs(1)
+    runs[0]["rows"] = [
+        row for row in runs[0]["rows"] if row["row"] in ("baseline-h5", "pruned-dynamic")
+    ]
+    said, _ = headline_parts(runs)
+    assert said.startswith(
+        "9.6 times smaller gzipped, 4.1 times raw (a .tflite file against a .h5 file), "
+    )
 
 
 def test_the_smallest_gzipped_file_of_the_compressed_model_is_the_subject():
