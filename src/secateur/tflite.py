@@ -23,7 +23,9 @@ BIAS_SLOTS = {
     "TRANSPOSE_CONV": 3,
 }
 # Operators whose work the shapes of their tensors do not tell.
-OPAQUE = ("CALL", "CONV_3D_TRANSPOSE", "CUSTOM", "IF", "LSTM", "RNN", "SVDF", "WHILE")
+OPAQUE = frozenset(
+    "CALL CUSTOM DELEGATE IF LSTM RFFT2D RNN STABLEHLO SVDF WHILE CONV_3D_TRANSPOSE".split()
+)
 DTYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -109,7 +111,7 @@ class Operator:
 
     def macs(self) -> int | None:
         """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
-        if any(word in self.name for word in OPAQUE):
+        if OPAQUE & {self.name, *self.name.split("_")}:
             return None
         shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
         out = self.outputs[0].shape if self.outputs else ()
@@ -118,8 +120,12 @@ class Operator:
             "CONV_3D": lambda: math.prod(shapes[1][:-1]),
             "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
             "FULLY_CONNECTED": lambda: shapes[1][-1],
-            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * math.prod(out[-1:]) // math.prod(out),
+            "BATCH_MATMUL": lambda: math.prod(shapes[0][-2:]) // max(out[-2], 1),
         }
+        if self.name == "FULLY_CONNECTED":
+            rows = math.prod(shapes[0]) * shapes[1][0], math.prod(out) * shapes[1][-1]
+            if rows[0] != rows[1]:  # behind a reshape whose target is computed, sizes are made up
+                return None
         if self.name == "TRANSPOSE_CONV":  # (output shape, weights, input)
             return math.prod(shapes[2]) * math.prod(shapes[1][:3])
         return math.prod(out) * per_output[self.name]() if self.name in per_output else 0

@@ -48,6 +48,13 @@ def test_worse_accuracy_keeps_its_sign():
     assert "accuracy -3.0 points against the baseline" in said
 
 
+def without_h5(runs):
+    """The Runs without the files of another container: of equal sizes the first is the subject."""
+    for run in runs:
+        run["rows"] = [row for row in run["rows"] if row["format"] != "h5"]
+    return runs
+
+
 def test_a_change_below_a_tenth_of_a_point_is_not_rounded_away():
     said = headline(changed(pruned={"accuracy": 0.9572}))
     assert "accuracy +0.04 points against the baseline" in said
@@ -55,18 +62,18 @@ def test_a_change_below_a_tenth_of_a_point_is_not_rounded_away():
 
 
 def test_a_larger_file_is_called_larger():
-    said = headline(changed(pruned={"bytes": 170080, "gzip_bytes": 154730}))
-    assert said.startswith("2.0 times larger gzipped and 1.7 times larger raw")
+    said = headline(without_h5(changed(pruned={"bytes": 170080, "gzip_bytes": 154730})))
+    assert said.startswith("2.0 times larger gzipped and 2.0 times larger raw")
     assert "smaller" not in said
 
 
 def test_smaller_gzipped_but_not_raw_is_said_both_ways():
-    said = headline(changed(pruned={"bytes": 85124, "gzip_bytes": 23302}))
+    said = headline(without_h5(changed(pruned={"bytes": 85124, "gzip_bytes": 23302})))
     assert said.startswith("3.3 times smaller gzipped but 0.1 % larger raw")
 
 
 def test_equal_files_are_equal():
-    runs = changed(pruned={"bytes": 85040, "gzip_bytes": None})
+    runs = without_h5(changed(pruned={"bytes": 85040, "gzip_bytes": None}))
     assert headline(runs).startswith("exactly as large, accuracy")
 
 
@@ -149,7 +156,7 @@ def test_another_container_is_named_where_the_size_is_said():
     ]
     said, _ = headline_parts(runs)
     assert said.startswith(
-        "9.6 times smaller gzipped, 4.1 times raw (a .tflite file against a .h5 file), "
+        "9.6 times smaller gzipped, 4.0 times raw (a .tflite file against a .h5 file), "
     )
 
 
