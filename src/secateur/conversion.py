@@ -260,7 +260,26 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tracked)
     if format == "sparse":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    return bytes(converter.convert())
+    return _ordered(bytes(converter.convert()), list(inputs), list(outputs))
+
+
+def _ordered(blob: bytes, *names: list[str]) -> bytes:
+    """Return the file with its inputs and outputs in the model's order, by which firmware counts them.
+
+    The converter has an order of its own, in which output(0) may be any. Written in place.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    writable = bytearray(blob)
+    model, file = schema.Model.GetRootAs(writable, 0), TfliteFile.parse(blob, "the float file")
+    for side, tensors, wanted in zip(
+        ("Inputs", "Outputs"), (file.inputs, file.outputs), names, strict=True
+    ):
+        indices = getattr(model.Subgraphs(0), f"{side}AsNumpy")()
+        ordered = [tensors[name] for name in wanted if name in tensors]
+        if sorted(ordered) == sorted(indices):  # an input that nothing reads may not be there
+            indices[:] = ordered
+    return bytes(writable)
 
 
 def _cause(error: Exception) -> str:

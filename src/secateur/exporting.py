@@ -20,8 +20,8 @@ from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
 from secateur.fusing import points_of
 from secateur.loading import Quantized, require_weights
-from secateur.preflight import calibration_samples, inputs_of
 from secateur.outputs import Meanings, asked, compiled_loss, of_model
+from secateur.preflight import calibration_samples, inputs_of
 from secateur.promises import Promise
 from secateur.quantization import IO, MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
@@ -265,7 +265,11 @@ def _stripped(blob: bytes, model: Any) -> bytes:
 
 
 def _renamed(samples: dict[str, np.ndarray], blob: bytes) -> dict[str, np.ndarray]:
-    return dict(zip(litert.load(blob).input_names, samples.values(), strict=True))
+    """Samples under the names of a file; by their place where it has none, which is the model's."""
+    names = litert.load(blob).input_names
+    if set(names) == set(samples):
+        return samples
+    return dict(zip(names, samples.values(), strict=True))
 
 
 def _chosen(

@@ -34,7 +34,7 @@ GATES = (0, 2, 3, 1)
 # Operators that move elements and do not compute.
 MOVING = {"Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # Operators whose work the shapes of their tensors do not tell.
-OPAQUE = {"Attention", "DeformConv", "GRU", "If", "LSTM", "Loop", "RNN", "Scan"}
+OPAQUE = set("Attention DFT DeformConv Det GRU If LSTM Loop RNN STFT Scan".split())
 
 
 @dataclass(frozen=True, eq=False)

@@ -339,7 +339,7 @@ def by_name(x: Arrays, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str
     named = dict(x) if isinstance(x, Mapping) else {next(iter(shapes)): np.asarray(x)}
     if set(named) != set(shapes):
         raise SecateurError(
-            f"inputs {sorted(named)} received, expected {sorted(shapes)}; "
+            f"inputs {sorted(named)} received, expected {list(shapes)}; "
             "fix: pass a dictionary with one array for each input"
         )
     for name, shape in shapes.items():
