@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.apart import Limits, run_python
 from secateur.errors import SecateurError
 from secateur.runtimes import (
     Arrays,
@@ -29,7 +30,6 @@ from secateur.runtimes import (
     quiet,
     read,
     require,
-    run_child,
 )
 from secateur.tflite import DTYPES, TfliteFile
 
@@ -229,8 +229,9 @@ def _tried(blob: bytes, size: int, source: str) -> dict[str, int]:
 
 
 def _trial(blob: bytes, size: int) -> tuple[int, str]:
-    done = run_child(["secateur.runtimes.tflm", str(size)], input=blob)
-    return done.returncode, (done.stderr + done.stdout).decode(errors="replace")
+    arguments, limits = ["secateur.runtimes.tflm", str(size)], Limits.of_file(len(blob), SECONDS)
+    done, _ = run_python(arguments, limits, "a first run in TFLM", input=blob)
+    return done.returncode, done.stderr + done.stdout
 
 
 def _missing(blob: bytes, size: int, text: str) -> list[str]:
