@@ -31,9 +31,7 @@ def test_much_output_blocks_nobody():
 
 def test_a_process_that_takes_too_long_is_ended():
     begun = time.monotonic()
-    with pytest.raises(
-        SecateurError, match=r"still at work after 0.5 s .*fix: raise the limit"
-    ):
+    with pytest.raises(SecateurError, match=r"still at work after 0.5 s .*fix: raise the limit"):
         run("import time; time.sleep(60)", seconds=0.5)
     assert time.monotonic() - begun < 20
 
@@ -67,4 +65,4 @@ def test_limits_come_from_the_environment(monkeypatch):
 
 
 def test_a_cost_in_words():
-    assert str(Cost(seconds=2.04, peak_memory=None)) == "2.0 s"
+    assert str(Cost(seconds=2.04, peak_mib=None)) == "2.0 s"

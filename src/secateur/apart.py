@@ -210,7 +210,9 @@ def _held(pid: int) -> float | None:
 
 def _from_environment(variable: str) -> float | None:
     text = os.environ.get(variable, "").strip()
-    units, unit = (SIZES, "bytes as 8GB") if variable == MEMORY else ({"": 1.0, "s": 1.0}, "seconds")
+    units, unit = (
+        (SIZES, "bytes as 8GB") if variable == MEMORY else ({"": 1.0, "s": 1.0}, "seconds")
+    )
     option = next(option for option, name in OPTIONS.items() if name == variable)
     return quantity(
         text or None,

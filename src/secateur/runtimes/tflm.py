@@ -33,6 +33,7 @@ from secateur.runtimes import (
 )
 from secateur.tflite import DTYPES, TfliteFile
 
+SECONDS = 120  # for a first run
 ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 MISSING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 FAILED = re.compile(r"Node (\w+) \(number \d+\) failed to (\w+)")
