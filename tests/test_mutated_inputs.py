@@ -89,17 +89,17 @@ class Kind:
 MODEL = ("inspect IN", "measure IN --data ../../data.npz", "inspect IN --recipe lab")
 REPORT = ("report AT --html page.html", "choose AT --max-bytes 1MB", "report AT --markdown page.md")
 KINDS = {
-    "keras": Kind("run", "pruned-keras.keras", MODEL, "export IN --formats float32"),
-    "h5": Kind("run", "pruned-h5.h5", MODEL, "export IN --formats float32"),
+    "keras": Kind("run", "baseline-keras.keras", MODEL, "export IN --formats float32"),
+    "h5": Kind("run", "baseline-h5.h5", MODEL, "export IN --formats float32"),
     "tflite": Kind(
         "run",
-        "pruned-float32.tflite",
+        "baseline-float32.tflite",
         ("measure IN --data ../../data.npz", "inspect IN"),
         "measure IN --runtime litert:reference",
     ),
     "tflite-int8": Kind("run", "quantized-int8.tflite", ("measure IN --data ../../data.npz",)),
-    "onnx": Kind("run", "pruned-onnx.onnx", ("measure IN --data ../../data.npz", "measure IN")),
-    "npz": Kind(".", "data.npz", ("measure ../../run/pruned-float32.tflite --data IN",)),
+    "onnx": Kind("run", "baseline-onnx.onnx", ("measure IN --data ../../data.npz", "measure IN")),
+    "npz": Kind(".", "data.npz", ("measure ../../run/baseline-float32.tflite --data IN",)),
     "recipe": Kind(
         ".",
         "recipe.toml",
@@ -111,8 +111,10 @@ KINDS = {
     "quantization": Kind(
         "run",
         "quantized-keras.quantization.json",
-        ("inspect AT/quantized-keras.keras",),
-        "export AT/quantized-keras.keras --formats int8 --calibration ../../data.npz",
+        (
+            "inspect AT/quantized-keras.keras",
+            "export AT/quantized-keras.keras --formats int8 --calibration ../../data.npz",
+        ),
     ),
 }
 
@@ -200,6 +202,8 @@ class Worker:
                 except ProcessLookupError:
                     continue
             self.process.wait()
+            self.process.stdin.close()
+            self.process.stdout.close()
             self.process = None
 
 
@@ -266,6 +270,7 @@ def test_mutated_inputs_end_in_an_answer_or_in_one_line(name, sound, record_prop
         words = command.replace("IN", str(path)).replace("AT", str(folder)).split()
         code, said = worker.run(case, words)
         refused += code != 0
+        print(number, code, " ".join(said.split())[:200])
         why = wrong(code, said)
         if marker.exists():
             marker.unlink()

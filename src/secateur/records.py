@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import tomllib
 import zipfile
 import zlib
@@ -232,9 +233,7 @@ def _first(items: Any) -> str | None:
 
 
 def _wrong(value: Any, expected: str, where: str) -> str:
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-    return f"{where or 'the record'!r} is {shown}, expected {expected}"
+    return f"{where or 'the record'!r} is {reprlib.repr(value)}, expected {expected}"
 
 
 def read_text(path: Path) -> str:
