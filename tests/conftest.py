@@ -39,7 +39,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Keep to the budget, where there is one."""
     if config.getoption("--budget"):
-        config.pluginmanager.register(Budget(config.getoption("--budget"), config.getoption("--turn")))
+        config.pluginmanager.register(
+            Budget(config.getoption("--budget"), config.getoption("--turn"))
+        )
 
 
 class Budget:
@@ -55,9 +57,7 @@ class Budget:
     def pytest_collection_modifyitems(self, items):
         """Turn each file's tests, so that those left out this time come first another time."""
         files = [list(tests) for _, tests in itertools.groupby(items, lambda item: str(item.path))]
-        items[:] = [
-            test for tests in files for test in itertools.chain(*_turned(tests, self.turn))
-        ]
+        items[:] = [test for tests in files for test in itertools.chain(*_turned(tests, self.turn))]
         self.begun = time.monotonic()
         for number, tests in enumerate(files, 1):
             self.deadlines[str(tests[0].path)] = self.seconds * number / len(files)

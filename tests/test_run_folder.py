@@ -97,6 +97,7 @@ def test_a_run_that_fails_before_its_first_stage_does_not_block_the_folder(digit
     pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_a_damaged_stage_is_computed_again(model, digits, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -106,7 +107,8 @@ def test_a_damaged_stage_is_computed_again(model, digits, tmp_path, monkeypatch)
     weights = out / ".stages" / "baseline.npz"
     weights.write_bytes(weights.read_bytes()[:1000])
     said = []
-    run(model, QUICK, digits, out, say=said.append)
+    with pytest.warns(UserWarning, match=r"baseline\.json is damaged \(not a whole \.npz"):
+        run(model, QUICK, digits, out, say=said.append)
     assert not any("carried over" in text for text in said)
 
 
@@ -156,3 +158,34 @@ def test_overwriting_removes_the_bits_and_ranges_beside_a_keras_file(model, digi
     run(model, tuned, digits, out, overwrite=True)
     assert [p.name for p in out.glob("*.json")].count("quantized-keras.quantization.json") == 0
     assert (out / "mine.quantization.json").exists()
+
+
+def edited(file, change):
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_an_edited_record_is_named_and_the_run_carried_out_again(model, digits, tmp_path):
+    out = tmp_path / "out"
+    rows = run(model, QUICK, digits, out).record["rows"]
+    edited(out / "run.json", lambda record: record["stages"][0].update(history={"loss": "low"}))
+    with pytest.warns(UserWarning, match=r"run\.json is damaged \('stages\[0\]\.history\.loss' is"):
+        again = run(model, QUICK, digits, out)
+    assert [row["row"] for row in again.record["rows"]] == [row["row"] for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_an_edited_stage_is_named_and_computed_again(model, digits, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, QUICK, digits, out)
+    (stage,) = (out / ".stages").glob("baseline.json")
+    edited(stage, lambda record: record["stage"].update(sparsity_curve=7))
+    with pytest.warns(
+        UserWarning, match=r"baseline\.json is damaged \('stage\.sparsity_curve' is 7"
+    ):
+        assert run(model, QUICK, digits, out).record["complete"]

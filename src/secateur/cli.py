@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -13,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from secateur import cli_files, cli_report, cli_sensitivity, cli_sweep, cli_targets
+from secateur.apart import OPTIONS
 from secateur.cli_options import (
     AllowChanceOption,
     DataOption,
@@ -34,7 +36,8 @@ app = typer.Typer(
     name="secateur",
     help="Prune and quantize a Keras 3 model, write the files that a device runs, and measure them.",
     epilog="Start with: secateur run demo --out out   (one minute, bundled data). "
-    "--debug after any command shows the traceback of an error.",
+    "After any command, --debug shows the traceback of an error, --max-memory 8GB and --max-seconds 600 "
+    "set the limits within which files are read, first run and converted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -204,8 +207,14 @@ def recipes(
 
 def main() -> None:
     """Run the command line; errors a user can cause are one line and a non-zero exit."""
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    given = sys.argv[1:]
+    for option, variable in OPTIONS.items():
+        if option in given[:-1]:
+            place = given.index(option)
+            os.environ[variable] = given[place + 1]
+            del given[place : place + 2]
+    arguments = [a for a in given if a != "--debug"]
+    debug = len(arguments) < len(given)
     warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False) or 0

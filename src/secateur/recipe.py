@@ -7,7 +7,6 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -29,6 +28,7 @@ from secateur.methods.units import PruneUnits
 from secateur.plan import Change, Method, Plan
 from secateur.quantization import IO, MIXED
 from secateur.recipes import builtin_recipes
+from secateur.records import parse_toml, read_text
 from secateur.training import Train
 from secateur.weights import Select, WeightTable, weight_table
 from secateur.widths import Specification
@@ -215,8 +215,8 @@ class Recipe:
     def from_toml(cls, text: str, where: str = "recipe") -> Recipe:
         """A recipe from TOML text."""
         try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            found = parse_toml(text)
+        except ValueError as error:
             raise SecateurError(f"{where} is not valid TOML: {error}") from None
         return cls.from_dict(found)
 
@@ -231,11 +231,12 @@ class Recipe:
         path = Path(name)
         if path.suffix == ".toml" or path.exists():
             try:
-                return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+                text = read_text(path)
             except OSError as error:
                 raise SecateurError(f"cannot read recipe {path}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise SecateurError(f"{path} is not a text file; expected a TOML recipe") from None
+            except ValueError as error:
+                raise SecateurError(f"{path} is {error}; expected a TOML recipe") from None
+            return cls.from_toml(text, str(path))
         raise SecateurError(
             f"no recipe {str(name)!r}; {nearest(str(name), known)}, or give a .toml file"
         )
@@ -303,7 +304,7 @@ def _build_step(found: Any, train: Train, where: str) -> Step:
         raise SecateurError(f"{where} must be a table: write it as [[steps]]")
     found = dict(found)
     kind = found.pop("method", None)
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise SecateurError(f"{where}: method {kind!r} received; {nearest(str(kind), METHODS)}")
     override = found.pop("train", None)
     own = (

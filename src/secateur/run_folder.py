@@ -13,8 +13,7 @@ import json
 import os
 import platform
 import shutil
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from secateur.errors import SecateurError
 from secateur.inspection import weight_records
 from secateur.promises import Promise
 from secateur.recipe import Recipe
+from secateur.records import BEGUN, RUN, STAGE, mismatch, read_json, read_npz
 from secateur.training import History, Snapshot
 from secateur.weights import weight_table
 from secateur.widths import beside
@@ -59,9 +59,12 @@ class RunFolder:
                     f"{path} holds another run ({_whose(record)}, or made from other data, weights "
                     "or versions); choose another --out, or --overwrite"
                 )
-            self.finished = record
-        elif begun is not None:
-            if begun.get("fingerprint") != fingerprint:
+            wrong = mismatch(record, RUN)
+            if wrong is not None:
+                _warn_damaged(path / "run.json", wrong, "the run is carried out again")
+            self.finished = record if wrong is None else None
+        elif begun is not None and mismatch(begun, BEGUN) is None:
+            if begun["fingerprint"] != fingerprint:
                 raise SecateurError(
                     f"{path} holds another, unfinished run ({_whose(begun)}); carry that one on "
                     "with its own command, choose another --out, or discard it with --overwrite"
@@ -99,11 +102,15 @@ class RunFolder:
         if found is None or found.get("fingerprint") != self.fingerprint:
             return None
         try:
-            model.set_weights(self._read_arrays(f"{name}.npz"))
+            wrong = mismatch(found, STAGE)
+            if wrong is not None:
+                raise ValueError(wrong)
             promises = tuple(Promise.from_record(p) for p in found["promises"])
             early = self._early(name, found.get("early"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None  # damaged: it is computed again
+            model.set_weights(self._read_arrays(f"{name}.npz"))
+        except (OSError, ValueError) as error:
+            _warn_damaged(self._stages / f"{name}.json", error, "the stage is computed again")
+            return None
         record = found["stage"]
         self.records.append(record)
         history = None
@@ -160,9 +167,7 @@ class RunFolder:
         return early
 
     def _read_arrays(self, name: str) -> list[np.ndarray]:
-        # Opened here: of a damaged file np.load itself leaves the handle open.
-        with (self._stages / name).open("rb") as file, np.load(file) as arrays:
-            return [arrays[key] for key in arrays.files]
+        return list(read_npz(self._stages / name).values())
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json` and return what it says; what only served to carry the Run on goes."""
@@ -281,6 +286,10 @@ def _stage_record(stage: Stage) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return found if isinstance(found, dict) else None
     return None
+
+
+def _warn_damaged(file: Path, why: object, then: str) -> None:
+    warnings.warn(f"{file} is damaged ({why}); {then}", stacklevel=3)

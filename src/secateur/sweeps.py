@@ -161,7 +161,7 @@ def _rename(store: Store, named: Mapping[str, Point]) -> None:
     for name, point in named.items():
         record = store.read(name)
         names = {"grid": point.grid, "curve": point.curve, "settings": dict(point.settings)}
-        if record is not None and {key: record[key] for key in names} != names:
+        if record is not None and {key: record.get(key) for key in names} != names:
             store.write({**record, **names})
 
 

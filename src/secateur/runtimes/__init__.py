@@ -8,8 +8,6 @@ import importlib
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -299,17 +297,6 @@ def read(path: str | Path | bytes, suffix: str = ".tflite") -> tuple[bytes, str]
             f"{path} could not be read ({error.strerror}), expected a {suffix} file; "
             "fix: check the path"
         ) from error
-
-
-def run_child(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run `python -m ...` apart, so that native code that crashes on a file ends only itself."""
-    environment = {
-        **os.environ,
-        # What this process can import, the other can too; -P: and not what lies in the folder.
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-    }
-    command = [sys.executable, "-P", "-m", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, check=False, **options)
 
 
 def ending(returncode: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.apart import FILE_MEMORY, memory_limit
 from secateur.errors import SecateurError
 from secateur.outputs import Meanings, asked, compiled_loss, of_model
 from secateur.runtimes import Arrays, Constant, by_name, keras2, keras_files, one_line
@@ -65,16 +66,35 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
         raise SecateurError(
             f"{path} is not a file, expected a .keras or .h5 model; fix: check the path"
         )
-    keras_files.check(path)
+    stored = keras_files.check(path)
     old = path.suffix == ".h5"
     try:
-        with keras2.mended(path) if old else contextlib.nullcontext(path) as source:
-            return _loaded(source, compiled)
+        with (
+            keras2.mended(path) if old else contextlib.nullcontext(path) as source,
+            keras_files.at_most(stored),
+        ):
+            model = _loaded(source, compiled)
     except Exception as error:  # Keras, zipfile, json and h5py each raise their own
         raise SecateurError(
             f"{path} could not be loaded ({one_line(error)}), expected a model that Keras saved; "
             "fix: register its own layers and import their module (--import), or save it again"
         ) from error
+    _require_room(model, path)
+    return model
+
+
+def _require_room(model: Any, path: Path) -> None:
+    """Refuse a model with an output of a layer that fills the memory for a single sample."""
+    limit = memory_limit(FILE_MEMORY)
+    for layer, _, outputs in _calls(model) if getattr(model, "inputs", None) else ():
+        for tensor in outputs:
+            size = 4 * math.prod(n or 1 for n in tensor.shape[1:])
+            if size > limit:
+                raise SecateurError(
+                    f"{path} has layer {layer.name!r} with an output of shape {tuple(tensor.shape)}, "
+                    f"{size:,} bytes a sample, expected at most {limit:,.0f}; fix: raise the limit "
+                    "(--max-memory 8GB, or SECATEUR_MAX_MEMORY), or use a smaller model"
+                )
 
 
 def _loaded(path: Path, compiled: bool = False) -> Any:

@@ -16,15 +16,7 @@ from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.onnx_file import OnnxFile
 from secateur.outputs import Meanings, of_onnx
-from secateur.runtimes import (
-    Arrays,
-    Constant,
-    by_name,
-    one_line,
-    quiet,
-    read,
-    require,
-)
+from secateur.runtimes import Arrays, Constant, by_name, one_line, quiet, read, require, trial
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -44,6 +36,8 @@ def load(path: str | Path | bytes, threads: int = 1) -> "OnnxSession":
     """Load an `.onnx` file (or its bytes); raises `SecateurError` if it is not a working one."""
     prepare()
     blob, source = read(path, ".onnx")
+    if not isinstance(path, bytes):
+        trial.require(blob, source, "onnx")
     return OnnxSession(blob, threads, source)
 
 

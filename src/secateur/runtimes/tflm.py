@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.apart import Limits, run_python
 from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.outputs import Meanings, of_tflite
@@ -29,10 +30,10 @@ from secateur.runtimes import (
     quiet,
     read,
     require,
-    run_child,
 )
 from secateur.tflite import DTYPES, TfliteFile
 
+SECONDS = 120  # for a first run
 ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 MISSING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 FAILED = re.compile(r"Node (\w+) \(number \d+\) failed to (\w+)")
@@ -238,8 +239,9 @@ def _tried(blob: bytes, size: int, source: str) -> dict[str, int]:
 
 
 def _trial(blob: bytes, size: int) -> tuple[int, str]:
-    done = run_child(["secateur.runtimes.tflm", str(size)], input=blob)
-    return done.returncode, (done.stderr + done.stdout).decode(errors="replace")
+    arguments, limits = ["secateur.runtimes.tflm", str(size)], Limits.of_file(len(blob), SECONDS)
+    done, _ = run_python(arguments, limits, "a first run in TFLM", input=blob)
+    return done.returncode, done.stderr + done.stdout
 
 
 def _missing(blob: bytes, size: int, text: str) -> list[str]:
