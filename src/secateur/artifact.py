@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from secateur.errors import SecateurError
 
 # Every format that can be written, and the suffix of its files.
@@ -113,6 +115,40 @@ def staged(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:  # a folder in the way: the error above says what happened
             pass
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock of the operating system, which dies with its process; yield whether it is ours.
+
+    Args:
+        path: of the lock file, which stays.
+        wait: for another process that holds it; else the block runs without it.
+
+    Raises:
+        SecateurError: the file cannot be written, or the folder has no locks.
+
+    >>> with locked(Path("a.lock"), wait=False) as ours, locked(Path("a.lock"), wait=False) as also:
+    ...     ours, also
+    (True, False)
+    >>> Path("a.lock").unlink(missing_ok=True)
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise SecateurError(
+            f"cannot write to {path.parent}, or it cannot be locked ({error.strerror}), expected "
+            "space, the right to write, and locks; fix: choose another --out"
+        ) from error
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[Path], Any]) -> None:

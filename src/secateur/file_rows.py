@@ -6,11 +6,13 @@ validation part: whoever chooses among files reads that alone.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from secateur.artifact import Artifact
 from secateur.datasets import Data, fit_to
+from secateur.errors import SecateurError
 from secateur.measurement import measure, score
 from secateur.runtimes import own_runtime
 
@@ -18,9 +20,14 @@ BATCH = 256
 
 
 def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[str, Any]:
-    """Measure a file; the row is named `<stage>-<format>`."""
+    """Measure a file; the row is named `<stage>-<format>`.
+
+    Raises:
+        SecateurError: the file is not the one that the artifact describes, or did not stay it.
+    """
+    _require_same(artifact)
     measured = measure(artifact.path, data, latency=latency, batch=BATCH).to_record()
-    return {
+    row = {
         **measured,
         "path": artifact.path.name,
         "format": artifact.format,
@@ -29,6 +36,19 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
         "parity": dict(artifact.parity),
         "validation": validated(artifact.path, data),
     }
+    _require_same(artifact)
+    return row
+
+
+def _require_same(artifact: Artifact) -> None:
+    """What is measured is what the manifest names by its hash, whoever else writes there."""
+    path = artifact.path
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != artifact.sha256:
+        raise SecateurError(
+            f"{path} was replaced while it was measured, expected the file with sha256 "
+            f"{artifact.sha256[:12]}...; fix: let one process at a time write there, and give the "
+            "command again"
+        )
 
 
 def validated(path: Path, data: Data) -> dict[str, Any] | None:

@@ -121,7 +121,6 @@ def run(
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
-    described, text = recipe.to_record(), recipe.as_text()
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
     require_packages((*recipe.export.formats, *steps))
     loaded = _data(data, recipe)
@@ -135,47 +134,24 @@ def run(
         fingerprint=fingerprint(recipe, loaded, source, name, untrained=untrained),
         overwrite=overwrite,
     )
-    if folder.finished is not None:
-        say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
-        return Run(folder.path, folder.finished)
-    if not untrained:
-        introduce(source, loaded, say, may_be_chance=allow_chance)
-    first = _copy(source)
-    folder.begin(name=recipe.name, seed=recipe.seed)
-    work = _Work(folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say)
-    try:
-        artifacts = work.carry_out(first, train_first=untrained)
-    except SecateurError:
-        folder.give_up()
-        raise
-    record = {
-        "format_version": FORMAT_VERSION,
-        "kind": "run",
-        "name": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "complete": True,
-        "seconds": 0.0,
-        "seed": recipe.seed,
-        "backend": keras.backend.backend(),
-        "fingerprint": folder.fingerprint,
-        "recipe": described,
-        "recipe_toml": text,
-        "command": command,
-        "versions": versions(),
-        "machine": machine(),
-        "data": loaded.describe(),
-        "model": _model_record(source, name),
-        "plan": [change.to_record() for change in plan],
-        "stages": folder.records,
-        "rows": [_row(artifact, loaded, say) for artifact in artifacts],
-        "quantization": work.quantization(),
-        "notes": [note for stage in folder.records for note in stage["notes"]],
-    }
-    record["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomically(folder.path / "recipe.toml", text)
-    extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
-    write_manifest(folder.path, artifacts, extra)
-    return Run(folder.path, folder.finish(record))
+    if folder.finished is None:
+        if not untrained:
+            introduce(source, loaded, say, may_be_chance=allow_chance)
+        first = _copy(source)
+        with folder.begin(name=recipe.name, seed=recipe.seed):
+            if folder.finished is None:
+                work = _Work(
+                    folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say
+                )
+                about = {
+                    "recipe_toml": recipe.as_text(),
+                    "command": command,
+                    "model": _model_record(source, name),
+                    "plan": [change.to_record() for change in plan],
+                }
+                return Run(folder.path, work.record(first, about, started, train_first=untrained))
+    say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
+    return Run(folder.path, folder.finished)
 
 
 def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, bool]:
@@ -214,6 +190,42 @@ class _Work:
     progress: Progress | None
     say: Say
     last: Stage | None = None
+
+    def record(
+        self, first: Any, about: dict[str, Any], started: float, *, train_first: bool
+    ) -> dict[str, Any]:
+        """Carry it out, measure, and write the record that is returned; `about`: what is known before."""
+        folder, recipe, text = self.folder, self.recipe, about["recipe_toml"]
+        try:
+            artifacts = self.carry_out(first, train_first=train_first)
+        except SecateurError:
+            folder.give_up()
+            raise
+        record = {
+            "format_version": FORMAT_VERSION,
+            "kind": "run",
+            "name": recipe.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "complete": True,
+            "seconds": 0.0,
+            "seed": recipe.seed,
+            "backend": keras.backend.backend(),
+            "fingerprint": folder.fingerprint,
+            "recipe": recipe.to_record(),
+            "versions": versions(),
+            "machine": machine(),
+            "data": self.data.describe(),
+            **about,
+            "stages": folder.records,
+            "rows": [_row(artifact, self.data, self.say) for artifact in artifacts],
+            "quantization": self.quantization(),
+            "notes": [note for stage in folder.records for note in stage["notes"]],
+        }
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        write_atomically(folder.path / "recipe.toml", text)
+        extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
+        write_manifest(folder.path, artifacts, extra)
+        return folder.finish(record)
 
     def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""

@@ -14,16 +14,18 @@ import math
 import os
 import platform
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from secateur.artifact import Artifact, staged, versions, write_json_atomically
+from secateur.artifact import Artifact, locked, staged, versions, write_json_atomically
 from secateur.compression import Stage
 from secateur.datasets import Data
 from secateur.errors import SecateurError
@@ -51,7 +53,16 @@ class RunFolder:
         self._stages = path / ".stages"
         self._overwrite = overwrite
         self._begun: dict[str, Any] = {"fingerprint": fingerprint, "files": []}
-        if overwrite:
+        self._look()
+
+    def _look(self) -> None:
+        """Take over what stands there, if it is of this very Run."""
+        path, fingerprint = self.path, self.fingerprint
+        if (path / "sweep.json").exists():
+            raise SecateurError(
+                f"{path} holds a sweep, expected a run or an empty folder; fix: choose another --out"
+            )
+        if self._overwrite:
             return
         record, begun = _read(path / "run.json"), _read(self._stages / "begun.json")
         if record is not None:
@@ -69,10 +80,32 @@ class RunFolder:
                 )
             self._begun = begun
 
-    def begin(self, *, name: str, seed: int) -> None:
-        """Claim the directory, which also shows that it can be written; discard what was there."""
+    @contextmanager
+    def begin(self, *, name: str, seed: int) -> Iterator[None]:
+        """Claim the directory for the block, which shows that it can be written; discard what was there.
+
+        `finished` may be set in the block: another process did this very Run in the meantime. Raises
+        SecateurError where another process works in the directory.
+        """
+        lock = self.path / ".lock"
+        with locked(lock, wait=False) as ours:
+            if not ours:
+                raise SecateurError(
+                    f"{self.path} is in use by another run ({self._holder()}); wait for it to end, "
+                    "or choose another --out"
+                )
+            try:
+                self._claim(name, seed)
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+
+    def _claim(self, name: str, seed: int) -> None:
+        self._look()  # again, as it cannot change from now on
+        if self.finished is not None:
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             if self._overwrite:
                 self._clear()
             self._stages.mkdir(exist_ok=True)
@@ -80,8 +113,16 @@ class RunFolder:
             raise SecateurError(
                 f"cannot write to {self.path} ({error.strerror}); choose another --out"
             ) from None
-        self._begun |= {"name": name, "seed": seed}
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%H:%M:%S")}
+        self._begun |= {"name": name, "seed": seed, **holder}
         write_json_atomically(self._stages / "begun.json", self._begun)
+
+    def _holder(self) -> str:
+        begun = _read(self._stages / "begun.json") or {}
+        return (
+            f"{_whose(begun)}: process {begun.get('pid')} on {begun.get('host')}, since "
+            f"{begun.get('since')}"
+        )
 
     def note(self, artifacts: Iterable[Artifact]) -> None:
         """Remember files that were written, so that an overwriting Run finds them."""
@@ -216,14 +257,17 @@ def check_layout(
     Raises SecateurError before any work, instead of a report that fails after hours of it.
     """
     inner = sorted(out.glob("*/run.json"))
-    if len(seeds) > 1 and (out / "run.json").exists():
+    begun = sorted(
+        {file.parent for name in ("run.json", ".stages") for file in out.glob(f"*/{name}")}
+    )
+    if len(seeds) > 1 and ((out / "run.json").exists() or (out / ".stages").exists()):
         raise SecateurError(
-            f"{out} holds a run of its own (run.json), beside which several seeds cannot be "
+            f"{out} holds a run of its own, beside which several seeds cannot be "
             "reported; choose another --out"
         )
-    if len(seeds) == 1 and inner:
+    if len(seeds) == 1 and begun:
         raise SecateurError(
-            f"{out} holds the runs of several seeds ({inner[0].parent.name}, ...), beside which one "
+            f"{out} holds the runs of several seeds ({begun[0].name}, ...), beside which one "
             "run cannot be reported; choose another --out"
         )
     wanted = {f"seed-{seed}" for seed in seeds}

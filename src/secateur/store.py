@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from secateur.artifact import write_atomically, write_json_atomically
+from secateur.artifact import locked, write_atomically, write_json_atomically
 from secateur.errors import SecateurError
 
 FORMAT_VERSION = 1
@@ -42,9 +41,9 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = False):
         self.path = Path(path)
-        if (self.path / "run.json").exists():
+        if (self.path / "run.json").exists() or (self.path / ".stages").exists():
             raise SecateurError(
-                f"{self.path} holds a run (run.json), expected a sweep or an empty folder; fix: "
+                f"{self.path} holds a run, expected a sweep or an empty folder; fix: "
                 "choose another --out"
             )
         found = _read(self.path / "sweep.json")
@@ -128,7 +127,7 @@ class Store:
     @contextmanager
     def claim(self, fingerprint: str) -> Iterator[bool]:
         """Yield whether the point is ours while the block lasts; other processes then pass it by."""
-        with _locked(self.path / "locks" / f"{fingerprint[:NAME]}.lock", wait=False) as ours:
+        with locked(self.path / "locks" / f"{fingerprint[:NAME]}.lock", wait=False) as ours:
             yield ours
 
     def shared(
@@ -144,7 +143,7 @@ class Store:
         found = self.kept(fingerprint)
         if found is not None:
             return found
-        with _locked(self.path / "locks" / f"dense-{fingerprint[:NAME]}.lock", wait=True):
+        with locked(self.path / "locks" / f"dense-{fingerprint[:NAME]}.lock", wait=True):
             found = self.kept(fingerprint)
             if found is None:
                 shutil.rmtree(folder, ignore_errors=True)  # what a killed process left half done
@@ -168,26 +167,6 @@ class Store:
         found = {r["fingerprint"]: {key: r.get(key) for key in keys} for r in self.records()}
         write_json_atomically(self.path / "index.json", found)
         return found
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise SecateurError(
-            f"{path} cannot be locked ({error.strerror}), expected a folder with space, the right "
-            "to write, and locks; fix: choose another --out"
-        ) from error
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _save(path: Path, arrays: list[np.ndarray]) -> None:
