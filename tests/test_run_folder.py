@@ -225,3 +225,19 @@ def test_runs_and_sweeps_do_not_share_a_folder(model, digits, tmp_path):
         check_layout(tmp_path / "begun", QUICK, [0])
     with pytest.raises(SecateurError, match="holds a run of its own"):
         check_layout(tmp_path / "begun" / "seed-0", QUICK, [0, 1])
+
+
+def test_a_run_does_not_write_onto_the_model_or_the_recipe_that_it_reads(digits, model, tmp_path):
+    out = tmp_path / "out"
+    run(model, QUICK, digits, out)
+    own = out / "pruned-keras.keras"
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(SecateurError, match="would overwrite .*pruned-keras"):
+        run(own, OTHER, digits, out, overwrite=True)
+    other = out / "recipe.toml"
+    other.write_text("# mine\n" + QUICK.as_text())
+    with pytest.raises(SecateurError, match=r"would overwrite .*recipe\.toml"):
+        run(model, other, digits, out, overwrite=True)
+    other.write_text(QUICK.as_text())
+    run(model, other, digits, out)  # a Run is repeated from its own recipe
+    assert {file: file.read_bytes() for file in out.iterdir()} == before

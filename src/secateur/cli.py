@@ -100,7 +100,7 @@ def run(
         from secateur import datasets, pipeline
         from secateur.grids import refuse_grid
         from secateur.recipe import Recipe
-        from secateur.run_folder import check_layout
+        from secateur.run_folder import check_inputs, check_layout
     import_all(imports)
     refuse_grid(recipe)
     loaded = Recipe.load(recipe)
@@ -114,8 +114,10 @@ def run(
         raise SecateurError(f"--seeds {seeds} received, expected at least 1")
     numbers = range(first, first + seeds)
     check_layout(out, loaded, numbers, overwrite=overwrite)
-    for number in numbers:
-        folder = out if seeds == 1 else out / f"seed-{number}"
+    folders = [out if seeds == 1 else out / f"seed-{number}" for number in numbers]
+    for folder in folders:
+        check_inputs(folder, loaded, (recipe, model), overwrite=overwrite)
+    for number, folder in zip(numbers, folders, strict=True):
         if seeds > 1:
             _out.print(f"[bold]seed {number}[/bold]")
         with live_progress(_err) as (progress, say):

@@ -6,11 +6,10 @@ validation part: whoever chooses among files reads that alone.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from secateur.artifact import Artifact
+from secateur.artifact import Artifact, sha256
 from secateur.datasets import Data, fit_to
 from secateur.errors import SecateurError
 from secateur.measurement import measure, score
@@ -43,7 +42,7 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
 def _require_same(artifact: Artifact) -> None:
     """What is measured is what the manifest names by its hash, whoever else writes there."""
     path = artifact.path
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != artifact.sha256:
+    if not path.is_file() or sha256(path) != artifact.sha256:
         raise SecateurError(
             f"{path} was replaced while it was measured, expected the file with sha256 "
             f"{artifact.sha256[:12]}...; fix: let one process at a time write there, and give the "

@@ -20,7 +20,7 @@ import keras
 from rich.console import Console
 
 from secateur import datasets, reporting, zoo
-from secateur.artifact import Artifact, versions, write_atomically, write_manifest
+from secateur.artifact import Artifact, refuse_records, versions, write_atomically, write_manifest
 from secateur.compression import (
     Stage,
     copy_model,
@@ -37,7 +37,7 @@ from secateur.file_rows import file_row
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
-from secateur.run_folder import RunFolder, fingerprint, machine
+from secateur.run_folder import RunFolder, check_inputs, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model
 from secateur.training import Progress, compiled_loss, train
@@ -83,6 +83,7 @@ class Run:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page (default: report.html in the Run's directory) and return its path."""
         target = self.path / "report.html" if path is None else Path(path)
+        refuse_records({"report": target}, self.path)
         reporting.write_html([self.record], target)
         return target
 
@@ -118,10 +119,13 @@ def run(
     started = time.perf_counter()
     say = say or (lambda text: None)
     import_modules(imports)
+    inputs = (model, recipe)
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
+    if out is not None:
+        check_inputs(Path(out), recipe, inputs, overwrite=overwrite)
     require_packages((*recipe.export.formats, *steps))
     loaded = _data(data, recipe)
     source, name, untrained = resolve_model(model, recipe, loaded)

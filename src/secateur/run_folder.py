@@ -25,7 +25,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.artifact import Artifact, locked, staged, versions, write_json_atomically
+from secateur.artifact import (
+    FORMATS,
+    RECORDS,
+    Artifact,
+    locked,
+    own_files,
+    read_json,
+    refuse_inputs,
+    staged,
+    versions,
+    write_json_atomically,
+)
 from secateur.compression import Stage
 from secateur.datasets import Data
 from secateur.errors import SecateurError
@@ -34,7 +45,6 @@ from secateur.promises import Promise
 from secateur.recipe import Recipe
 from secateur.training import History, Snapshot
 from secateur.weights import weight_table
-from secateur.widths import beside
 
 
 class RunFolder:
@@ -64,7 +74,7 @@ class RunFolder:
             )
         if self._overwrite:
             return
-        record, begun = _read(path / "run.json"), _read(self._stages / "begun.json")
+        record, begun = read_json(path / "run.json"), read_json(self._stages / "begun.json")
         if record is not None:
             if record.get("fingerprint") != fingerprint:
                 raise SecateurError(
@@ -118,7 +128,7 @@ class RunFolder:
         write_json_atomically(self._stages / "begun.json", self._begun)
 
     def _holder(self) -> str:
-        begun = _read(self._stages / "begun.json") or {}
+        begun = read_json(self._stages / "begun.json") or {}
         return (
             f"{_whose(begun)}: process {begun.get('pid')} on {begun.get('host')}, since "
             f"{begun.get('since')}"
@@ -137,7 +147,7 @@ class RunFolder:
 
     def restore(self, name: str, model: Any) -> Stage | None:
         """A stage that an earlier, interrupted call finished; its weights are put into `model`."""
-        found = _read(self._stages / f"{name}.json")
+        found = read_json(self._stages / f"{name}.json")
         if found is None or found.get("fingerprint") != self.fingerprint:
             return None
         try:
@@ -214,7 +224,7 @@ class RunFolder:
         return record
 
     def _clear(self) -> None:
-        files = sorted(set(_own_files(self.path)))
+        files = sorted(own_files(self.path))
         # First, so that a half-cleared directory does not pass for a finished Run.
         (self.path / "run.json").unlink(missing_ok=True)
         for name in (*files, "manifest.json"):
@@ -273,13 +283,30 @@ def check_layout(
     wanted = {f"seed-{seed}" for seed in seeds}
     for file in inner:
         own = file.parent.name in wanted
-        found = (_read(file) or {}).get("recipe")
+        found = (read_json(file) or {}).get("recipe")
         same = isinstance(found, dict) and {**found, "seed": 0} == {**recipe.to_record(), "seed": 0}
         if not same and not (own and overwrite):
             raise SecateurError(
                 f"{file.parent} holds a run of another recipe, which cannot be reported together "
                 f"with these; choose another --out, or {'--overwrite' if own else 'remove it'}"
             )
+
+
+def check_inputs(
+    out: Path, recipe: Recipe, inputs: Sequence[Any], *, overwrite: bool = False
+) -> None:
+    """Refuse a folder in which a Run would write onto, or discard, a file that it reads.
+
+    inputs: paths among which may be names and models. Raises SecateurError before any work.
+    """
+    names = set(RECORDS) | (own_files(out) if overwrite else set())
+    for stage in ("baseline", *recipe.stage_names(), "control"):
+        for format, suffix in FORMATS.items():
+            names.add(f"{stage}-{format}{suffix}")
+    if (out / "recipe.toml").is_file() and recipe.as_text() == (out / "recipe.toml").read_text():
+        names.discard("recipe.toml")  # its own, from which it is repeated
+    paths = [path for path in inputs if isinstance(path, str | Path)]
+    refuse_inputs({f"the run's {name}:": out / name for name in sorted(names)}, paths)
 
 
 def plain(value: Any) -> Any:
@@ -295,26 +322,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _own_files(path: Path) -> Iterator[str]:
-    """Names of the artifacts that the Run in a directory wrote, finished or not."""
-    manifest = _read(path / "manifest.json") or {}
-    if "fingerprint" not in manifest:  # of `secateur export`: no Run's
-        manifest = {}
-    rows = (_read(path / "run.json") or {}).get("rows")
-    begun = (_read(path / ".stages" / "begun.json") or {}).get("files")
-    for entry in [*_list(manifest.get("files")), *_list(rows), *_list(begun)]:
-        name = entry.get("path") if isinstance(entry, dict) else entry
-        # Never a path to somewhere else, whatever an edited file says.
-        if not isinstance(name, str) or Path(name).name != name:
-            continue
-        own = [name, beside(name).name] if Path(name).suffix in (".keras", ".h5") else [name]
-        yield from (one for one in own if (path / one).is_file())
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _whose(record: dict[str, Any]) -> str:
@@ -337,10 +344,3 @@ def _stage_record(stage: Stage) -> dict[str, Any]:
         "notes": list(stage.notes),
         "ranges": {key: list(bounds) for key, bounds in stage.ranges.items()},
     }
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    return None

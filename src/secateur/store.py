@@ -8,7 +8,6 @@ dies with its process, so that a killed sweep leaves nothing to clean up. docs/d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifact import locked, write_atomically, write_json_atomically
+from secateur.artifact import locked, read_json, write_atomically, write_json_atomically
 from secateur.errors import SecateurError
 
 FORMAT_VERSION = 1
@@ -46,7 +45,7 @@ class Store:
                 f"{self.path} holds a run, expected a sweep or an empty folder; fix: "
                 "choose another --out"
             )
-        found = _read(self.path / "sweep.json")
+        found = read_json(self.path / "sweep.json")
         if found is None and (self.path / "sweep.json").exists():
             raise SecateurError(
                 f"{self.path / 'sweep.json'} is damaged, expected what a sweep wrote; fix: delete "
@@ -82,7 +81,7 @@ class Store:
 
         Raises SecateurError for a record that another version of this package wrote.
         """
-        record = _read(self.folder(fingerprint) / "record.json")
+        record = read_json(self.folder(fingerprint) / "record.json")
         if record is None or record.get("fingerprint") != fingerprint:
             return None
         version = record.get("format_version", FORMAT_VERSION)
@@ -109,7 +108,7 @@ class Store:
 
     def begun(self, fingerprint: str) -> int | None:
         """The process that began the point last, alive or not."""
-        return (_read(self.folder(fingerprint) / "begun.json") or {}).get("pid")
+        return (read_json(self.folder(fingerprint) / "begun.json") or {}).get("pid")
 
     def forget(self, fingerprint: str) -> None:
         """Drop a point, so that it is computed again; one that another process has claimed stays."""
@@ -120,7 +119,7 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Every point's record, in the order of their names; damaged ones are left out."""
         files = sorted((self.path / "points").glob("*/record.json"))
-        found = [(_read(file) or {}).get("fingerprint", "") for file in files]
+        found = [(read_json(file) or {}).get("fingerprint", "") for file in files]
         records = [self.read(name) for name in found if isinstance(name, str)]
         return [record for record in records if record is not None]
 
@@ -175,18 +174,11 @@ def _save(path: Path, arrays: list[np.ndarray]) -> None:
 
 
 def _read_shared(folder: Path, fingerprint: str) -> tuple[list[np.ndarray], dict[str, Any]] | None:
-    record = _read(folder / "record.json")
+    record = read_json(folder / "record.json")
     if record is None or record.get("fingerprint") != fingerprint:
         return None
     damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
     with contextlib.suppress(*damaged):
         with (folder / "weights.npz").open("rb") as file, np.load(file) as arrays:
             return [arrays[key] for key in sorted(arrays.files)], record
-    return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
     return None
