@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.conftest import CI
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
-SECONDS = 2.0 if os.environ.get("CI") is None else 4.0  # CI shares its cores with other tests
+SECONDS = 4.0 if CI else 2.0  # CI shares its cores with other tests
 
 
 def start(folder, words):
@@ -147,16 +148,23 @@ print(child.pid, *own)
     assert len(pids) == 2
     assert end(process)[0] == 130
     limit = time.monotonic() + 2
-    while any(map(alive, pids)) and time.monotonic() < limit:
+    while any(map(stat, pids)) and time.monotonic() < limit:
         time.sleep(0.01)
-    assert not any(map(alive, pids))
+    assert not any(map(stat, pids))
 
 
-def alive(pid):
+def stat(pid):
+    """State and process group of a process; a dead one that nobody has waited for is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
-        return False
+        return None
+    return None if words[0] == "Z" else (words[0], int(words[2]))
+
+
+def members(group):
+    every = (stat(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+    return [found for found in every if found is not None and found[1] == group]
 
 
 def secateur(folder, *words):
@@ -171,3 +179,48 @@ def test_ctrl_c_while_a_run_starts_up(moment, tmp_path):
     assert (code, len(lines)) == (130, 1), lines
     assert "the same command carries on" in lines[0]
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+MOMENTS = (0.2, 1, 2, 3, 4, 6, 8, 12) if not CI else (0.2, 1, 4, 8)
+COMMANDS = {
+    "run": ["run", "demo", "--limit", 400, "--out", "out"],
+    "sweep": ["sweep", "ladder", "--model", "lenet-300-100", "--data", "digits", "--limit", 400],
+    "workers": ["sweep", "ladder", "--model", "lenet-300-100", "--data", "digits", "--workers", 2],
+    "export": ["export", "model.keras", "--formats", "float32,dynamic,int8,onnx", "--data", "digits",
+               "--calibration", "digits"],
+    "measure": ["measure", "model.keras", "--data", "digits"],
+    "report": ["report", "ran", "--html", "page.html", "--notebook", "page.ipynb"],
+    "targets": ["targets", "model.keras", "--data", "digits"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """A folder with a model and a Run to report."""
+    folder = tmp_path_factory.mktemp("things")
+    process = secateur(folder, "run", "demo", "--limit", 200, "--out", "ran")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (folder / "model.keras").write_bytes((folder / "ran" / "baseline-keras.keras").read_bytes())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_at_every_moment(name, group, things):
+    """As from a terminal, to the whole group, and as from `kill`, to the command alone."""
+    for moment in MOMENTS[group::2]:
+        process = secateur(things, *COMMANDS[name])
+        try:
+            process.communicate(timeout=moment)
+            continue  # it had come to its end before
+        except subprocess.TimeoutExpired:
+            code, lines = end(process, group=group)
+        said = [line for line in lines if line.startswith("error: ")]
+        assert (code, len(said)) == (130, 1), (moment, lines)
+        assert "interrupted" in said[0] and "Traceback" not in "".join(lines), (moment, lines)
+        limit = time.monotonic() + 1
+        while members(process.pid) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert not members(process.pid), (moment, "a process of the command goes on")
