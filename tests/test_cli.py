@@ -408,39 +408,6 @@ def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
     assert "baseline: carried over" in done.stderr
 
 
-LOST = """
-import os, signal, sys, weakref
-import secateur.cli as cli
-from secateur import pipeline
-
-class Thing:
-    pass
-
-def lose(*args, **kwargs):  # Python only reports what is raised inside a weak reference's callback
-    thing = Thing()
-    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
-    del thing
-
-pipeline.introduce = lose
-sys.argv = ["secateur", "run", "demo", "--limit", "200", "--out", "out"]
-cli.main()
-"""
-
-
-def test_ctrl_c_is_not_lost_where_python_swallows_it(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", LOST],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 130, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "carries on" in result.stderr.strip().splitlines()[-1]
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     script = (

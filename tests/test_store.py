@@ -319,7 +319,7 @@ def test_a_place_where_nothing_can_be_locked_is_named(store, monkeypatch):
     def refuse(self, *arguments, **keys):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("secateur.store.FileLock.acquire", refuse)
+    monkeypatch.setattr("secateur.artifact.FileLock.acquire", refuse)
     with pytest.raises(SecateurError, match="cannot be locked \\(No locks available\\)") as caught:
         with store.claim(NAME):
             pass

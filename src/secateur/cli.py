@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from secateur import cli_files, cli_report, cli_sensitivity, cli_sweep, cli_targets
+from secateur import (
+    cli_files,
+    cli_report,
+    cli_sensitivity,
+    cli_sweep,
+    cli_targets,
+    interrupts,
+)
 from secateur.apart import OPTIONS
 from secateur.cli_options import (
     AllowChanceOption,
@@ -96,7 +104,7 @@ def run(
         from secateur import datasets, pipeline
         from secateur.grids import refuse_grid
         from secateur.recipe import Recipe
-        from secateur.run_folder import check_layout
+        from secateur.run_folder import check_inputs, check_layout
     import_all(imports)
     refuse_grid(recipe)
     loaded = Recipe.load(recipe)
@@ -110,8 +118,10 @@ def run(
         raise SecateurError(f"--seeds {seeds} received, expected at least 1")
     numbers = range(first, first + seeds)
     check_layout(out, loaded, numbers, overwrite=overwrite)
-    for number in numbers:
-        folder = out if seeds == 1 else out / f"seed-{number}"
+    folders = [out if seeds == 1 else out / f"seed-{number}" for number in numbers]
+    for folder in folders:
+        check_inputs(folder, loaded, (recipe, model), overwrite=overwrite)
+    for number, folder in zip(numbers, folders, strict=True):
         if seeds > 1:
             _out.print(f"[bold]seed {number}[/bold]")
         with live_progress(_err) as (progress, say):
@@ -218,28 +228,32 @@ def main() -> None:
     warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False) or 0
-    except SecateurError as error:
-        if debug:
-            raise
-        _fail(str(error))
     except Exception as error:
-        if isinstance(error, _USAGE_ERROR):
-            usage: Any = error
-            usage.show()
-            raise SystemExit(usage.exit_code) from None
         if debug:
             raise
-        text = str(error).strip().splitlines()
-        _fail(
-            f"unexpected {type(error).__name__}: {text[0] if text else ''} "
-            "(please report it; --debug shows where)"
-        )
-    if code == 130:  # Typer's word for Ctrl-C
-        same = "the same command" + " without --overwrite" * ("--overwrite" in arguments)
-        resumes = arguments[:1] in (["run"], ["sweep"])
-        kept = f"; what was finished is kept, {same} carries on" if resumes else ""
-        _fail(f"interrupted{kept}", code=130)
+        code = 130 if interrupts.received() else _explain(error)
+    if code == 130 or interrupts.received():  # 130: Typer's word for Ctrl-C
+        if interrupts.unwound():
+            _fail(interrupts.line(arguments), code=interrupts.code())
+        time.sleep(
+            interrupts.GRACE
+        )  # the deadline came first: it says the line and ends the process
     raise SystemExit(code)
+
+
+def _explain(error: Exception) -> NoReturn:
+    """Say in one line what went wrong, and leave."""
+    if isinstance(error, SecateurError):
+        _fail(str(error))
+    if isinstance(error, _USAGE_ERROR):
+        usage: Any = error
+        usage.show()
+        raise SystemExit(usage.exit_code) from None
+    text = str(error).strip().splitlines()
+    _fail(
+        f"unexpected {type(error).__name__}: {text[0] if text else ''} "
+        "(please report it; --debug shows where)"
+    )
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.artifact import FORMATS, add_to_manifest, refuse_inputs
 from secateur.cli_options import (
     AllowChanceOption,
     DataOption,
@@ -88,7 +89,6 @@ def export(
         )
     with frameworks():
         from secateur import datasets
-        from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
         from secateur.loading import load
         from secateur.measurement import meanings
@@ -111,6 +111,10 @@ def export(
     if formats is None:
         formats = "float32," + ("dynamic" if found is None else found.specification.format)
 
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    planned = [f"{model.stem}-{name}{FORMATS.get(name, '')}" for name in names]
+    refuse_inputs({f"--out: {p}": folder / p for p in planned}, (model, data, calibration))
+
     def read(name: str | None) -> Any:
         if name is None:
             return None
@@ -120,7 +124,7 @@ def export(
     measured_on, calibrated_on = read(data), read(calibration)
     artifacts = export_model(
         found or loaded,
-        [name.strip() for name in formats.split(",") if name.strip()],
+        names,
         folder,
         stage=model.stem,
         calibration=calibrated_on,
@@ -134,7 +138,7 @@ def export(
         allow_chance=allow_chance,
         outputs=means,
     )
-    write_manifest(folder, artifacts)
+    add_to_manifest(folder, artifacts)
     from secateur.reporting.console import measurements
 
     records = []

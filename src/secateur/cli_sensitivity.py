@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.artifact import refuse_inputs, refuse_records
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -60,6 +61,9 @@ def sensitivity(
     for path in (html, as_json, csv):
         if path is not None and not path.absolute().parent.is_dir():
             raise SecateurError(f"{path}: no folder {path.parent}; fix: make it, or name another")
+    options = {"--html": html, "--json": as_json, "--csv": csv}
+    refuse_inputs(options, (model, data))
+    refuse_records(options)
     with frameworks():
         from secateur import datasets
         from secateur import sensitivity as measured

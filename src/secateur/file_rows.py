@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from secateur.artifact import Artifact
+from secateur.artifact import Artifact, sha256
 from secateur.datasets import Data, fit_to
+from secateur.errors import SecateurError
 from secateur.measurement import answers, meanings, measure
 from secateur.outputs import Meanings
 from secateur.runtimes import own_runtime
@@ -20,12 +21,17 @@ BATCH = 256
 
 
 def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[str, Any]:
-    """Measure a file; the row is named `<stage>-<format>`."""
+    """Measure a file; the row is named `<stage>-<format>`.
+
+    Raises:
+        SecateurError: the file is not the one that the artifact describes, or did not stay it.
+    """
+    _require_same(artifact)
     measured = measure(
         artifact.path, data, latency=latency, batch=BATCH, outputs=artifact.outputs
     ).to_record()
     measured.pop("notes")  # the record of the whole says what was read
-    return {
+    row = {
         **measured,
         "path": artifact.path.name,
         "format": artifact.format,
@@ -34,6 +40,19 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
         "parity": dict(artifact.parity),
         "validation": validated(artifact.path, data, artifact.outputs),
     }
+    _require_same(artifact)
+    return row
+
+
+def _require_same(artifact: Artifact) -> None:
+    """What is measured is what the manifest names by its hash, whoever else writes there."""
+    path = artifact.path
+    if not path.is_file() or sha256(path) != artifact.sha256:
+        raise SecateurError(
+            f"{path} was replaced while it was measured, expected the file with sha256 "
+            f"{artifact.sha256[:12]}...; fix: let one process at a time write there, and give the "
+            "command again"
+        )
 
 
 def validated(path: Path, data: Data, outputs: Meanings | None = None) -> dict[str, Any] | None:

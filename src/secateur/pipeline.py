@@ -20,7 +20,7 @@ import keras
 from rich.console import Console
 
 from secateur import datasets, reporting, zoo
-from secateur.artifact import Artifact, versions, write_atomically, write_manifest
+from secateur.artifact import Artifact, refuse_records, versions, write_atomically, write_manifest
 from secateur.compression import (
     Stage,
     copy_model,
@@ -38,7 +38,7 @@ from secateur.outputs import Meanings
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
-from secateur.run_folder import RunFolder, fingerprint, machine
+from secateur.run_folder import RunFolder, check_inputs, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model, meanings_of
 from secateur.training import Progress, compiled_loss, train
@@ -84,6 +84,7 @@ class Run:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page (default: report.html in the Run's directory) and return its path."""
         target = self.path / "report.html" if path is None else Path(path)
+        refuse_records({"report": target}, self.path)
         reporting.write_html([self.record], target)
         return target
 
@@ -121,13 +122,15 @@ def run(
     started = time.perf_counter()
     say = say or (lambda text: None)
     import_modules(imports)
+    inputs = (model, recipe)
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
     if outputs is not None:
         recipe = recipe.with_outputs(outputs)
-    described, text = recipe.to_record(), recipe.as_text()
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
+    if out is not None:
+        check_inputs(Path(out), recipe, inputs, overwrite=overwrite)
     require_packages((*recipe.export.formats, *steps))
     loaded = _data(data, recipe)
     source, name, untrained = resolve_model(model, recipe, loaded)
@@ -142,50 +145,27 @@ def run(
         fingerprint=fingerprint(recipe, loaded, source, name, untrained=untrained),
         overwrite=overwrite,
     )
-    if folder.finished is not None:
-        say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
-        return Run(folder.path, folder.finished)
-    for note in loaded.notes:
-        say(f"{loaded.name}: {note}")
-    if not untrained:
-        introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
-    first = _copy(source)
-    folder.begin(name=recipe.name, seed=recipe.seed)
-    loss = compiled_loss(source)
-    work = _Work(folder, recipe, loaded, tuple(imports), loss, progress, say, outputs=means)
-    try:
-        artifacts = work.carry_out(first, train_first=untrained)
-    except SecateurError:
-        folder.give_up()
-        raise
-    record = {
-        "format_version": FORMAT_VERSION,
-        "kind": "run",
-        "name": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "complete": True,
-        "seconds": 0.0,
-        "seed": recipe.seed,
-        "backend": keras.backend.backend(),
-        "fingerprint": folder.fingerprint,
-        "recipe": described,
-        "recipe_toml": text,
-        "command": command,
-        "versions": versions(),
-        "machine": machine(),
-        "data": loaded.describe(),
-        "model": _model_record(source, name),
-        "plan": [change.to_record() for change in plan],
-        "stages": folder.records,
-        "rows": [_row(artifact, loaded, say) for artifact in artifacts],
-        "quantization": work.quantization(),
-        "notes": [note for stage in folder.records for note in stage["notes"]],
-    }
-    record["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomically(folder.path / "recipe.toml", text)
-    extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
-    write_manifest(folder.path, artifacts, extra)
-    return Run(folder.path, folder.finish(record))
+    if folder.finished is None:
+        for note in loaded.notes:
+            say(f"{loaded.name}: {note}")
+        if not untrained:
+            introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
+        first = _copy(source)
+        with folder.begin(name=recipe.name, seed=recipe.seed):
+            if folder.finished is None:
+                loss = compiled_loss(source)
+                work = _Work(
+                    folder, recipe, loaded, tuple(imports), loss, progress, say, outputs=means
+                )
+                about = {
+                    "recipe_toml": recipe.as_text(),
+                    "command": command,
+                    "model": _model_record(source, name),
+                    "plan": [change.to_record() for change in plan],
+                }
+                return Run(folder.path, work.record(first, about, started, train_first=untrained))
+    say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
+    return Run(folder.path, folder.finished)
 
 
 def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, bool]:
@@ -225,6 +205,42 @@ class _Work:
     say: Say
     last: Stage | None = None
     outputs: Meanings = field(default_factory=dict)
+
+    def record(
+        self, first: Any, about: dict[str, Any], started: float, *, train_first: bool
+    ) -> dict[str, Any]:
+        """Carry it out, measure, and write the record that is returned; `about`: what is known before."""
+        folder, recipe, text = self.folder, self.recipe, about["recipe_toml"]
+        try:
+            artifacts = self.carry_out(first, train_first=train_first)
+        except SecateurError:
+            folder.give_up()
+            raise
+        record = {
+            "format_version": FORMAT_VERSION,
+            "kind": "run",
+            "name": recipe.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "complete": True,
+            "seconds": 0.0,
+            "seed": recipe.seed,
+            "backend": keras.backend.backend(),
+            "fingerprint": folder.fingerprint,
+            "recipe": recipe.to_record(),
+            "versions": versions(),
+            "machine": machine(),
+            "data": self.data.describe(),
+            **about,
+            "stages": folder.records,
+            "rows": [_row(artifact, self.data, self.say) for artifact in artifacts],
+            "quantization": self.quantization(),
+            "notes": [note for stage in folder.records for note in stage["notes"]],
+        }
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        write_atomically(folder.path / "recipe.toml", text)
+        extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
+        write_manifest(folder.path, artifacts, extra)
+        return folder.finish(record)
 
     def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""

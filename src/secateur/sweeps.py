@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from secateur import clusters, datasets, points
-from secateur.artifact import versions, write_atomically
+from secateur.artifact import refuse_records, versions, write_atomically
 from secateur.compression import snapshot_for
 from secateur.datasets import Data
 from secateur.errors import SecateurError
@@ -74,7 +74,9 @@ class Sweep:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page (default: report.html in the store) and return its path."""
-        return write_sweep_html(self.records, path or self.path / "report.html")
+        target = self.path / "report.html" if path is None else Path(path)
+        refuse_records({"report": target}, self.path)
+        return write_sweep_html(self.records, target)
 
     def _repr_html_(self) -> str:
         console = Console(record=True, width=130, file=io.StringIO())
