@@ -18,6 +18,7 @@ from secateur.methods.keep_zeros import KeepZeros
 from secateur.plan import Plan, promised_zeros
 from secateur.promises import Promise, check, require
 from secateur.recipe import Recipe
+from secateur.seeding import random_states_kept
 from secateur.training import (
     History,
     Progress,
@@ -62,6 +63,7 @@ class Compressed:
     specification: Specification | None = field(default=None, repr=False)
 
 
+@random_states_kept()
 def compress(
     model: Any,
     recipe: Recipe,

@@ -40,6 +40,7 @@ from secateur.rounding_records import kernel_records, quantization_record
 from secateur.run_folder import RunFolder, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model
+from secateur.seeding import random_states_kept
 from secateur.training import Progress, compiled_loss, train
 from secateur.widths import Specification
 
@@ -188,9 +189,9 @@ def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, boo
     if not isinstance(wanted, str | Path):
         return wanted, getattr(wanted, "name", type(wanted).__name__), False
     if isinstance(wanted, str) and wanted in zoo.ZOO:
-        keras.utils.set_random_seed(recipe.seed)
         shape = tuple(data.describe()["shape"])
-        return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
+        with random_states_kept(recipe.seed):
+            return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
     path = Path(wanted)
     if not path.suffix and path.name not in zoo.ZOO:
         zoo.build(str(wanted))  # raises, with the nearest built-in name

@@ -40,6 +40,7 @@ from secateur.point_records import (
 )
 from secateur.run_folder import plain
 from secateur.runtimes.keras import KerasSession
+from secateur.seeding import random_states_kept
 from secateur.subjects import Subject
 from secateur.training import Progress, Snapshot, compiled_loss, train
 from secateur.weights import weight_table
@@ -261,11 +262,11 @@ def _started(point: Point, subject: Subject, dense: Dense) -> Any:
         require_units(link.kernel, left, units)
         kept.append(np.arange(units) < left)
     small = narrow(model, kept)
-    keras.utils.set_random_seed(1000 * point.seed)
-    for link in chain(small).links:
-        link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
-        if link.bias is not None:
-            link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
+    with random_states_kept(1000 * point.seed):
+        for link in chain(small).links:
+            link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
+            if link.bias is not None:
+                link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
     return small
 
 
