@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from secateur.capture import without_gradients
@@ -287,7 +286,7 @@ def digest(model: Any) -> int:
     """A number that weights are known again by."""
     found = 0
     for value in model.get_weights():
-        found = zlib.crc32(np.ascontiguousarray(value).view(np.uint8), found)
+        found = zlib.crc32(value.tobytes(), found)
     return found
 
 
@@ -298,7 +297,7 @@ def _list_of(callback: Any) -> keras.callbacks.CallbackList | None:
     """
     frame = inspect.currentframe()
     while frame is not None:
-        owner = frame.f_locals.get("self")
+        owner: Any = frame.f_locals.get("self")
         if isinstance(owner, keras.callbacks.CallbackList) and callback in owner.callbacks:
             return owner
         frame = frame.f_back

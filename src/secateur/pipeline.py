@@ -93,6 +93,7 @@ class Run:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
+@random_states_kept()
 def run(
     model: Any = None,
     recipe: str | Path | Recipe = "lab",

@@ -56,8 +56,13 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
         )
     keras_files.check(path)
     old = path.suffix == ".h5"
+    from secateur.seeding import random_states_kept  # it imports Keras
+
     try:
-        with keras2.mended(path) if old else contextlib.nullcontext(path) as source:
+        with (
+            random_states_kept(),
+            keras2.mended(path) if old else contextlib.nullcontext(path) as source,
+        ):
             return _loaded(source, compiled)
     except Exception as error:  # Keras, zipfile, json and h5py each raise their own
         raise SecateurError(
