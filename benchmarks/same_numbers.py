@@ -41,11 +41,15 @@ GRID = {
         {"name": "dense"},
         {
             "name": "one-shot",
-            "steps": [{"method": "prune", "sparsity": {"sweep": [0.5, 0.9]}, "train": {"epochs": 0}}],
+            "steps": [
+                {"method": "prune", "sparsity": {"sweep": [0.5, 0.9]}, "train": {"epochs": 0}}
+            ],
         },
         {
             "name": "trained",
-            "steps": [{"method": "prune", "sparsity": {"sweep": [0.5, 0.9]}, "train": {"epochs": 2}}],
+            "steps": [
+                {"method": "prune", "sparsity": {"sweep": [0.5, 0.9]}, "train": {"epochs": 2}}
+            ],
         },
         {
             "name": "units",

@@ -34,14 +34,15 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.file_rows import file_row
-from secateur.outputs import Meanings
+from secateur.outputs import Meanings, compiled_loss
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
 from secateur.run_folder import RunFolder, check_inputs, fingerprint, machine
 from secateur.runtimes import one_line
 from secateur.runtimes.keras import KerasSession, import_modules, load_model, meanings_of
-from secateur.training import Progress, compiled_loss, train
+from secateur.seeding import random_states_kept
+from secateur.training import Progress, train
 from secateur.widths import Specification
 
 FORMAT_VERSION = 1
@@ -94,6 +95,7 @@ class Run:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
+@random_states_kept()
 def run(
     model: Any = None,
     recipe: str | Path | Recipe = "lab",
@@ -178,9 +180,9 @@ def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, boo
     if not isinstance(wanted, str | Path):
         return wanted, getattr(wanted, "name", type(wanted).__name__), False
     if isinstance(wanted, str) and wanted in zoo.ZOO:
-        keras.utils.set_random_seed(recipe.seed)
         shape = tuple(data.describe()["shape"])
-        return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
+        with random_states_kept(recipe.seed):
+            return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
     path = Path(wanted)
     if not path.suffix and path.name not in zoo.ZOO:
         zoo.build(str(wanted))  # raises, with the nearest built-in name

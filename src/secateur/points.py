@@ -29,6 +29,7 @@ from secateur.measurement import answers
 from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits
 from secateur.one_shot import OneShotCurve, clock, judged
+from secateur.outputs import compiled_loss
 from secateur.pipeline import PARITY_INPUTS
 from secateur.point_records import (
     asked,
@@ -41,8 +42,9 @@ from secateur.point_records import (
 )
 from secateur.runtimes.keras import KerasSession
 from secateur.scoring import score
+from secateur.seeding import random_states_kept
 from secateur.subjects import Subject
-from secateur.training import Progress, Snapshot, compiled_loss, train
+from secateur.training import Progress, Snapshot, train
 from secateur.weights import weight_table
 
 BATCH = 1000  # images a forward pass: large batches keep matrix products busy
@@ -264,11 +266,11 @@ def _started(point: Point, subject: Subject, dense: Dense) -> Any:
         require_units(link.kernel, left, units)
         kept.append(np.arange(units) < left)
     small = narrow(model, kept)
-    keras.utils.set_random_seed(1000 * point.seed)
-    for link in chain(small).links:
-        link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
-        if link.bias is not None:
-            link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
+    with random_states_kept(1000 * point.seed):
+        for link in chain(small).links:
+            link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
+            if link.bias is not None:
+                link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
     return small
 
 

@@ -27,10 +27,10 @@ from secateur.datasets import Data, Split, fit_to, load
 from secateur.errors import SecateurError
 from secateur.measurement import answers
 from secateur.methods.prune import Prune
-from secateur.outputs import asked
+from secateur.outputs import asked, compiled_loss
 from secateur.runtimes.keras import KerasSession, leaves, meanings_of
 from secateur.scoring import score
-from secateur.training import compiled_loss, infer_loss
+from secateur.training import infer_loss
 from secateur.weights import Select, Weight, weight_table
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -114,7 +114,7 @@ class Operator:
         if OPAQUE & {self.name, *self.name.split("_")}:
             return None
         shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
-        out = self.outputs[0].shape if self.outputs else ()
+        out: tuple[int, ...] = self.outputs[0].shape if self.outputs else ()
         per_output = {
             "CONV_2D": lambda: math.prod(shapes[1][1:]),
             "CONV_3D": lambda: math.prod(shapes[1][:-1]),

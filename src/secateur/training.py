@@ -14,6 +14,7 @@ import numpy as np
 from secateur.capture import without_gradients
 from secateur.datasets import Data
 from secateur.errors import SecateurError
+from secateur.hooks import detach
 from secateur.outputs import (
     ACTIVATIONS,
     LOGITS,
@@ -23,11 +24,7 @@ from secateur.outputs import (
     of_loss,
     settled,
 )
-from secateur.outputs import (
-    compiled_loss as compiled_loss,
-)
-from secateur.project import MASK, release
-from secateur.substitute import restore
+from secateur.seeding import random_states_kept, seed_layers
 from secateur.weights import weight_table
 
 DECAYS = ("none", "cosine")
@@ -113,9 +110,7 @@ class Snapshot(keras.callbacks.Callback):
     def take(self, model: Any) -> None:
         """Take it now."""
         self.weights = model.get_weights()
-        # Without the masks, which on JAX travel among them.
-        variables = [v for v in model.optimizer.variables if v.name != MASK]
-        self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in variables]
+        self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in model.optimizer.variables]
 
     def restore(self, model: Any) -> None:
         """Put weights and, where it is the same optimizer, its state back into a compiled model."""
@@ -162,38 +157,37 @@ def train(
             f"data {data.name!r} has no labels, training needs them; "
             "give y, or set epochs = 0 to act on the weights alone"
         )
-    keras.utils.set_random_seed(seed)
-    _seed_layers(model, seed)
-    steps_per_epoch = -(-len(split) // settings.batch_size)
-    steps = steps_per_epoch * settings.epochs
-    first = 0 if start is None else int(start.epoch)
-    loss = loss if loss is not None else _named_loss(settings.loss)
-    loss = loss if loss is not None else infer_loss(model, split.x, split.y, settings.outputs)
-    # Compiling anew also drops a training step that was traced with other callbacks.
-    model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
-    if start is not None:
-        start.restore(model)
-    watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
-    if progress is not None:
-        watch.append(_Reporter(progress, label, steps - first * steps_per_epoch))
-    validation = data.validation
-    begun = time.perf_counter()
-    try:
-        history = model.fit(
-            split.x,
-            split.y,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            initial_epoch=first,
-            shuffle=True,
-            validation_data=None if validation is None else (validation.x, validation.y),
-            validation_batch_size=500,
-            callbacks=watch,
-            verbose=0,
-        )
-    finally:
-        release(model.optimizer)
-        restore(model)
+    with random_states_kept(seed):
+        seed_layers(model, seed)
+        steps_per_epoch = -(-len(split) // settings.batch_size)
+        steps = steps_per_epoch * settings.epochs
+        first = 0 if start is None else int(start.epoch)
+        loss = loss if loss is not None else _named_loss(settings.loss)
+        loss = loss if loss is not None else infer_loss(model, split.x, split.y, settings.outputs)
+        # Compiling anew also drops a training step that was traced with other callbacks.
+        model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
+        if start is not None:
+            start.restore(model)
+        watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
+        if progress is not None:
+            watch.append(_Reporter(progress, label, steps - first * steps_per_epoch))
+        validation = data.validation
+        begun = time.perf_counter()
+        try:
+            history = model.fit(
+                split.x,
+                split.y,
+                batch_size=settings.batch_size,
+                epochs=settings.epochs,
+                initial_epoch=first,
+                shuffle=True,
+                validation_data=None if validation is None else (validation.x, validation.y),
+                validation_batch_size=500,
+                callbacks=watch,
+                verbose=0,
+            )
+        finally:
+            detach(model)
     seconds = time.perf_counter() - begun
     metrics = {name: [float(v) for v in values] for name, values in history.history.items()}
     if not np.isfinite(metrics.get("loss", [0.0])).all():
@@ -328,18 +322,6 @@ def _logits(model: Any, meaning: str | None) -> bool:
 
 def _rows_are_one_hot(y: np.ndarray) -> bool:
     return bool(np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all())
-
-
-def random_states(model: Any) -> list[Any]:
-    """The generators that Dropout, noise and augmentation keep: variables, but not weights."""
-    weights = {id(w) for w in model.weights}
-    return [v for v in model.variables if id(v) not in weights]
-
-
-def _seed_layers(model: Any, seed: int) -> None:
-    """No global seed reaches the generators that layers keep of their own."""
-    for number, state in enumerate(random_states(model)):
-        state.assign(np.array([1_000_003 * number + seed, 0]).astype(state.dtype))
 
 
 def _named_loss(name: str | None) -> Any:

@@ -68,8 +68,11 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
         )
     stored = keras_files.check(path)
     old = path.suffix == ".h5"
+    from secateur.seeding import random_states_kept  # it imports Keras
+
     try:
         with (
+            random_states_kept(),
             keras2.mended(path) if old else contextlib.nullcontext(path) as source,
             keras_files.at_most(stored),
         ):
