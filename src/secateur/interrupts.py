@@ -8,6 +8,7 @@ code has not returned), the process ends as it stands. What a killed process lea
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 GRACE = 1.2  # seconds in which a command may put its things in order
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -70,7 +71,7 @@ def line(arguments: Sequence[str]) -> str:
 
 
 def unwound() -> bool:
-    """Whether it is for the caller to say the line: the command came to its end in time."""
+    """Whether it is for the caller to say the line, which is said once."""
     return not _received or _leaving.acquire(blocking=False)
 
 
@@ -80,9 +81,8 @@ def finish() -> None:
     if _received:
         sys.stdout.flush()
         sys.stderr.flush()
+        atexit._run_exitfuncs()  # temporary files; in time, or the deadline ends them
         _leave()
-        end_children()
-        os._exit(code())
 
 
 def end_children(pid: int | str = "self") -> None:
@@ -123,12 +123,11 @@ def _deadline(reader: int) -> None:
     _leave()
 
 
-def _leave() -> None:
-    if not unwound():
-        return
+def _leave() -> NoReturn:
     end_children()
-    clear = "\r\x1b[J\x1b[?25h" if os.isatty(_stderr) else ""  # the progress bar; show the cursor
-    os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
+    if unwound():
+        clear = "\r\x1b[J\x1b[?25h" if os.isatty(_stderr) else ""  # the bar; show the cursor
+        os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
     os._exit(code())
 
 
