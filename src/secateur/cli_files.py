@@ -84,6 +84,7 @@ def export(
     with frameworks():
         from secateur import datasets
         from secateur.exporting import export as export_model
+        from secateur.file_rows import require_same
         from secateur.loading import load
         from secateur.measurement import measure as measure_file
         from secateur.runtimes.keras import load_model
@@ -133,6 +134,7 @@ def export(
     records = []
     for artifact in artifacts:
         measured = measure_file(artifact.path, measured_on)
+        require_same(artifact)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
     for artifact in artifacts:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,7 +36,9 @@ def listen(arguments: Sequence[str] = ()) -> None:
         arguments: those of the command, for the line.
     """
     global _stderr
-    _arguments[:], _stderr = arguments, os.dup(2)  # imports may silence the process's own
+    _arguments[:] = arguments
+    with suppress(OSError):  # none to write to
+        _stderr = os.dup(2)  # imports may silence the process's own
     sys.unraisablehook = _unraisable
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -79,8 +82,9 @@ def finish() -> None:
     """End the process if it was asked to end; else what comes now may be cut short by Ctrl-C."""
     _finished.set()
     if _received:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         atexit._run_exitfuncs()  # temporary files; in time, or the deadline ends them
         _leave()
 
@@ -127,7 +131,8 @@ def _leave() -> NoReturn:
     end_children()
     if unwound():
         clear = "\r\x1b[J\x1b[?25h" if os.isatty(_stderr) else ""  # the bar; show the cursor
-        os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
+        with suppress(OSError):
+            os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
     os._exit(code())
 
 
