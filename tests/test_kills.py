@@ -132,3 +132,26 @@ def test_a_report(ran, tmp_path):
     before = contents(ran)
     kill_at_random(tmp_path, words, seed=3, check=old_or_new, same=new, prepare=prepare)
     assert contents(ran) == before
+
+
+def test_two_runs_at_once_in_one_folder(tmp_path):
+    """Not killed, but of the same kind: one Run is whole, the other one says why it is not."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    words = ["run", "recipe.toml", "--limit", 400, "--out", "out", "--seed"]
+    folders = [tmp_path / str(seed) for seed in (0, 1)]  # for the lines alone
+    for folder in folders:
+        folder.mkdir()
+    words[1], words[5] = tmp_path / words[1], tmp_path / words[5]
+    with Command(folders[0], [*words, 0]) as one, Command(folders[1], [*words, 1]) as other:
+        codes = [command.process.wait(600) for command in (one, other)]
+    assert sorted(codes) == [0, 1]
+    lines = (folders[codes.index(1)] / "lines.txt").read_text().splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    assert len(said) == 1 and ("in use by another run" in said[0] or "holds another" in said[0])
+    require_whole(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["seed"] == manifest["seed"] == codes.index(0)
+    assert record["fingerprint"] == manifest["fingerprint"]
+    sizes = {entry["path"]: entry["bytes"] for entry in manifest["files"]}
+    assert {row["path"]: row["bytes"] for row in record["rows"]} == sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -235,9 +234,7 @@ def main() -> None:
     if code == 130 or interrupts.received():  # 130: Typer's word for Ctrl-C
         if interrupts.unwound():
             _fail(interrupts.line(arguments), code=interrupts.code())
-        time.sleep(
-            interrupts.GRACE
-        )  # the deadline came first: it says the line and ends the process
+        code = interrupts.code()
     raise SystemExit(code)
 
 

@@ -90,6 +90,7 @@ def export(
     with frameworks():
         from secateur import datasets
         from secateur.exporting import export as export_model
+        from secateur.file_rows import require_same
         from secateur.loading import load
         from secateur.measurement import meanings
         from secateur.measurement import measure as measure_file
@@ -144,6 +145,7 @@ def export(
     records = []
     for artifact in artifacts:
         measured = measure_file(artifact.path, measured_on, outputs=means)
+        require_same(artifact)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
     if measured_on is not None:

@@ -26,7 +26,7 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
     Raises:
         SecateurError: the file is not the one that the artifact describes, or did not stay it.
     """
-    _require_same(artifact)
+    require_same(artifact)
     measured = measure(
         artifact.path, data, latency=latency, batch=BATCH, outputs=artifact.outputs
     ).to_record()
@@ -40,12 +40,15 @@ def file_row(artifact: Artifact, data: Data, *, latency: bool = True) -> dict[st
         "parity": dict(artifact.parity),
         "validation": validated(artifact.path, data, artifact.outputs),
     }
-    _require_same(artifact)
+    require_same(artifact)
     return row
 
 
-def _require_same(artifact: Artifact) -> None:
-    """What is measured is what the manifest names by its hash, whoever else writes there."""
+def require_same(artifact: Artifact) -> None:
+    """Raise SecateurError where a file is not, or no longer, the one that its manifest names.
+
+    Whoever else writes there: what is measured is what has that hash.
+    """
     path = artifact.path
     if not path.is_file() or sha256(path) != artifact.sha256:
         raise SecateurError(

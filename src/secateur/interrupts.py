@@ -8,15 +8,17 @@ code has not returned), the process ends as it stands. What a killed process lea
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 GRACE = 1.2  # seconds in which a command may put its things in order
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -34,7 +36,9 @@ def listen(arguments: Sequence[str] = ()) -> None:
         arguments: those of the command, for the line.
     """
     global _stderr
-    _arguments[:], _stderr = arguments, os.dup(2)  # imports may silence the process's own
+    _arguments[:] = arguments
+    with suppress(OSError):  # none to write to
+        _stderr = os.dup(2)  # imports may silence the process's own
     sys.unraisablehook = _unraisable
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -70,7 +74,7 @@ def line(arguments: Sequence[str]) -> str:
 
 
 def unwound() -> bool:
-    """Whether it is for the caller to say the line: the command came to its end in time."""
+    """Whether it is for the caller to say the line, which is said once."""
     return not _received or _leaving.acquire(blocking=False)
 
 
@@ -78,11 +82,11 @@ def finish() -> None:
     """End the process if it was asked to end; else what comes now may be cut short by Ctrl-C."""
     _finished.set()
     if _received:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        atexit._run_exitfuncs()  # temporary files; in time, or the deadline ends them
         _leave()
-        end_children()
-        os._exit(code())
 
 
 def end_children(pid: int | str = "self") -> None:
@@ -123,12 +127,12 @@ def _deadline(reader: int) -> None:
     _leave()
 
 
-def _leave() -> None:
-    if not unwound():
-        return
+def _leave() -> NoReturn:
     end_children()
-    clear = "\r\x1b[J\x1b[?25h" if os.isatty(_stderr) else ""  # the progress bar; show the cursor
-    os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
+    if unwound():
+        clear = "\r\x1b[J\x1b[?25h" if os.isatty(_stderr) else ""  # the bar; show the cursor
+        with suppress(OSError):
+            os.write(_stderr, f"{clear}error: {line(_arguments)}\n".encode())
     os._exit(code())
 
 
