@@ -332,6 +332,14 @@ def test_nan_weights_and_a_model_at_chance_level_stop_before_anything_is_written
     assert not (tmp_path / "files").exists() or not list((tmp_path / "files").iterdir())
 
 
+@pytest.mark.parametrize("words", [("--max-memory", "much"), ("--max-memory=much",)])
+def test_limits_are_options_of_every_command(tmp_path, words):
+    (tmp_path / "x.h5").write_bytes(b"x")
+    result = shell("inspect", *words, "x.h5", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "SECATEUR_MAX_MEMORY='much' received, expected a number of bytes as 8GB" in result.stderr
+
+
 def test_debug_shows_the_traceback(tmp_path):
     result = shell("run", "lbb", "--debug", cwd=tmp_path)
     assert result.returncode == 1

@@ -44,18 +44,34 @@ for line in sys.stdin:
     print(json.dumps([code, said.getvalue()[-3000:]]), file=results, flush=True)
 """
 RECIPE = """
+name = "mutated"
+description = "every kind of key"
+seed = 0
+control = true
 [train]
+optimizer = "adam"
+learning_rate = 0.001
+decay = "cosine"
+batch_size = 32
 epochs = 1
+batchnorm = "keep"
 [[steps]]
 method = "prune"
 sparsity = 0.5
-schedule = { end = 0.5, every = 2 }
-select = { include = ["*"] }
+schedule = { shape = "polynomial", begin = 0.0, end = 0.5, every = 2 }
+criterion = "l1"
+pattern = "unstructured"
+allocation = "uniform"
+select = { include = ["*"], exclude = ["x"], roles = ["kernel"] }
+train = { epochs = 1 }
 [[steps]]
 method = "quantize"
 format = "int8"
+select = { exclude = ["x"], classes = ["Dense", "Conv2D"] }
 [export]
 formats = ["keras", "h5", "float32", "int8", "onnx"]
+io = "int"
+strip = false
 """
 GRID = """
 name = "small"

@@ -128,6 +128,7 @@ PRUNE = '[[steps]]\nmethod = "prune"\nsparsity = 0.8\n'
         ("[train]\nepochs = 1.5", "epochs 1.5 received"),
         ("[train]\nlearning_rate = -1.0", "learning_rate -1.0 received"),
         ('[export]\nformats = ["dynmic"]', "did you mean 'dynamic'"),
+        ('[export]\nformats = [["dynamic"]]', r"formats \[\['dynamic'\]\] received in \[export\], expected a list of text"),
         ("seed = -1", "seed -1 received"),
         ("steps = 3", "must be a list"),
         ("name = ", "not valid TOML"),

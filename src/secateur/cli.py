@@ -216,14 +216,9 @@ def recipes(
 
 def main() -> None:
     """Run the command line; errors a user can cause are one line and a non-zero exit."""
-    given = sys.argv[1:]
-    for option, variable in OPTIONS.items():
-        if option in given[:-1]:
-            place = given.index(option)
-            os.environ[variable] = given[place + 1]
-            del given[place : place + 2]
-    arguments = [a for a in given if a != "--debug"]
-    debug = len(arguments) < len(given)
+    words = _without_limits(sys.argv[1:])
+    arguments = [word for word in words if word != "--debug"]
+    debug = len(arguments) < len(words)
     warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False) or 0
@@ -251,6 +246,18 @@ def _explain(error: Exception) -> NoReturn:
         f"unexpected {type(error).__name__}: {text[0] if text else ''} "
         "(please report it; --debug shows where)"
     )
+
+
+def _without_limits(words: list[str]) -> list[str]:
+    """The words of a command without the limits, which are set for this process and those below."""
+    left, waiting = [], list(words)
+    while waiting:
+        option, equals, value = waiting.pop(0).partition("=")
+        if option in OPTIONS and (equals or waiting):
+            os.environ[OPTIONS[option]] = value if equals else waiting.pop(0)
+        else:
+            left.append(option + equals + value)
+    return left
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

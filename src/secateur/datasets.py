@@ -5,16 +5,19 @@ seed, chooses; `calibration`, inputs of `train` without labels, gives activation
 read by the final measurement and by nothing else, and is the same whatever the seed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateur import sources
+from secateur.records import of_file
 from secateur.streams import Pair, refused
 
 CALIBRATION = 500  # activation ranges settle after a few hundred samples
@@ -138,8 +141,8 @@ def load(
     source = sources.read(spec, image_size)
     train, test = source.train, source.test
     arrays = [array for pair in (train, test) if pair for array in pair if array is not None]
-    for pair in (train, test):
-        if pair is not None:
+    with of_file(spec) if isinstance(spec, str | Path) else contextlib.nullcontext():
+        for pair in filter(None, (train, test)):
             Split(*pair)  # refuses what has no samples, or not a label for each
     divisor, notes = _scaling(scale, source.scale, arrays[0].dtype)
     notes = [*source.notes, *notes]

@@ -21,7 +21,7 @@ import tomli_w
 from secateur.errors import SecateurError, nearest
 from secateur.recipe import Recipe, Step
 from secateur.recipes import builtin_grids, builtin_recipes
-from secateur.records import parse_toml, read_text, read_toml
+from secateur.records import of_file, parse_toml, read_text, read_toml
 
 SWEEP = "sweep"
 FILES = ("all", "first-seed", "none")
@@ -247,7 +247,8 @@ class Grid:
                 cause = getattr(error, "strerror", None) or error
                 raise SecateurError(f"cannot read grid {path}: {cause}") from None
         if text is not None:
-            return cls.from_toml(text, str(path))
+            with of_file(path):
+                return cls.from_toml(text)
         raise SecateurError(f"no grid {str(name)!r}; {nearest(str(name), known)}, or give a .toml")
 
 

@@ -28,7 +28,7 @@ from secateur.methods.units import PruneUnits
 from secateur.plan import Change, Method, Plan
 from secateur.quantization import IO, MIXED
 from secateur.recipes import builtin_recipes
-from secateur.records import parse_toml, read_text
+from secateur.records import of_file, parse_toml, read_text
 from secateur.training import Train
 from secateur.weights import Select, WeightTable, weight_table
 from secateur.widths import Specification
@@ -236,7 +236,8 @@ class Recipe:
                 raise SecateurError(f"cannot read recipe {path}: {error.strerror}") from None
             except ValueError as error:
                 raise SecateurError(f"{path} is {error}; expected a TOML recipe") from None
-            return cls.from_toml(text, str(path))
+            with of_file(path):
+                return cls.from_toml(text)
         raise SecateurError(
             f"no recipe {str(name)!r}; {nearest(str(name), known)}, or give a .toml file"
         )
@@ -356,6 +357,10 @@ def _check_scalars(cls: type, found: Mapping[str, Any], where: str) -> None:
     """Refuse a value of another type than its field's, where that is a scalar (or a function)."""
     hints = get_type_hints(cls)
     for key, value in found.items():
+        if hints[key] == tuple[str, ...]:
+            words = (value,) if isinstance(value, str) else value
+            if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+                raise SecateurError(f"{key} {value!r} received in {where}, expected a list of text")
         options = get_args(hints[key]) or (hints[key],)
         known = [_SCALARS[option] for option in options if option in _SCALARS]
         empty = type(None) in options and (value is None or value == "auto")

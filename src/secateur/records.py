@@ -13,13 +13,15 @@ import reprlib
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateur.apart import FACTOR, FILE_MEMORY, FREE, MEMORY, memory_limit
+from secateur.errors import SecateurError
 
 DEPTH = 50  # of lists and tables in each other; the deepest record has ten
 # Bytes of memory for one of the text: what a record takes as Python's objects, and its copies.
@@ -193,6 +195,15 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
             f"{info.filename} declares shape {shape}, {size:,} bytes, and holds {info.file_size:,}"
         )
     return size
+
+
+@contextmanager
+def of_file(path: str | Path) -> Iterator[None]:
+    """Name the file, within a `with`, in an error about what it holds."""
+    try:
+        yield
+    except SecateurError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def mismatch(value: Any, expected: Any, where: str = "") -> str | None:

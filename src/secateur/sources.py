@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError, nearest
-from secateur.records import read_npz
+from secateur.records import of_file, read_npz
 from secateur.streams import Pair, first_line, gather, kind_of, refused, require_memory
 
 NAMED = {"digits": 16.0, "mnist": 255.0, "fashion-mnist": 255.0, "plant-leaves": 255.0}
@@ -152,12 +152,13 @@ def _read_npz(path: Path, size: Size | None, name: str, scale: float | None) -> 
     has_images = "jpeg_train" in arrays or "jpeg_test" in arrays
     if has_images:
         notes = _decode_blobs(path, arrays, size)
-    train, test = (
-        None if x not in arrays else _checked(arrays[x], arrays.get(y))
-        for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
-    )
-    if train is None and "x" in arrays:
-        train = _checked(arrays["x"], arrays.get("y"))
+    with of_file(path):
+        train, test = (
+            None if x not in arrays else _checked(arrays[x], arrays.get(y))
+            for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
+        )
+        if train is None and "x" in arrays:
+            train = _checked(arrays["x"], arrays.get("y"))
     if train is None and test is None:
         with zipfile.ZipFile(path) as archive:
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "nothing"
