@@ -181,10 +181,11 @@ def test_inspect_shows_weights_and_what_a_recipe_would_do_without_data(secateur,
 
 
 def test_export_needs_no_data(secateur, trained, tmp_path):
-    code, _out, err = secateur(
+    code, out, err = secateur(
         "export", trained / "model.keras", "--formats", "float32,dynamic", "--out", "files"
     )
     assert code == 0, err
+    assert "of 64 samples of random inputs" in " ".join(out.split())
     assert {p.name for p in (tmp_path / "files").iterdir()} == {
         "model-float32.tflite",
         "model-dynamic.tflite",

@@ -144,6 +144,7 @@ def test_the_command_uses_what_is_beside_the_file_and_says_so(secateur, made, co
     code, out, err = secateur("export", copied, "--out", "made")
     assert code == 0, err
     assert "aware-keras.quantization.json: bits and ranges of int8, used" in out
+    assert "aware-keras-int8.tflite: reloaded and run; not compared on data" in out
     ours = (tmp_path / "made" / "aware-keras-int8.tflite").read_bytes()
     assert ours == (made[0] / "aware-int8.tflite").read_bytes()
     assert (tmp_path / "made" / "aware-keras-float32.tflite").exists()

@@ -52,7 +52,7 @@ SCALE = r"8-bit calibration data \(0..255\) received.*fix: --scale 255 .*--scale
 
 def test_pixels_that_nothing_scales_are_questioned(model, digits, tmp_path):
     x, y = digits
-    for source in (x, (x, y), Split(x, y), sc.load_data((x, y))):
+    for source in (x, {"input": x}, (x, y), Split(x, y), sc.load_data((x, y))):
         with pytest.raises(SecateurError, match=SCALE) as error:
             export(model, ["int8"], tmp_path, stage="s", calibration=source)
         assert "\n" not in str(error.value) and left_in(tmp_path) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,7 +104,8 @@ def calibration_samples(
     whose labels it knows no better than chance.
     """
     inputs, others, labelled = inputs_of(source), None, None
-    unscaled = getattr(inputs, "dtype", None) == np.uint8 and bool(np.max(inputs) > 1)
+    arrays = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    unscaled = any(getattr(a, "dtype", None) == np.uint8 and np.max(a) > 1 for a in arrays)
     if isinstance(source, Data):
         unscaled, labelled = source.unscaled, source.validation or source.train or source.test
         labelled = labelled if source.classes else None

@@ -89,15 +89,14 @@ def load_model(path: str | Path, *, compiled: bool = False) -> Any:
 def _require_room(model: Any, path: Path) -> None:
     """Refuse a model with an output of a layer that fills the memory for a single sample."""
     limit = memory_limit(FILE_MEMORY)
-    for layer, _, outputs in _calls(model) if getattr(model, "inputs", None) else ():
-        for tensor in outputs:
-            size = 4 * math.prod(n or 1 for n in tensor.shape[1:])
-            if size > limit:
-                raise SecateurError(
-                    f"{path} has layer {layer.name!r} with an output of shape {tuple(tensor.shape)}, "
-                    f"{size:,} bytes a sample, expected at most {limit:,.0f}; fix: raise the limit "
-                    "(--max-memory 8GB, or SECATEUR_MAX_MEMORY), or use a smaller model"
-                )
+    for layer, _, output in _calls(model) if getattr(model, "inputs", None) else ():
+        size = 4 * math.prod(n or 1 for n in output.shape[1:])
+        if size > limit:
+            raise SecateurError(
+                f"{path} has layer {layer.name!r} with an output of shape {tuple(output.shape)}, "
+                f"{size:,} bytes a sample, expected at most {limit:,.0f}; fix: raise the limit "
+                "(--max-memory 8GB, or SECATEUR_MAX_MEMORY), or use a smaller model"
+            )
 
 
 def _loaded(path: Path, compiled: bool = False) -> Any:
