@@ -18,7 +18,7 @@ TESTS ?= tests
 BACKENDS ?= tensorflow jax torch
 # Test files are shared out among so many processes. One at a time: make test WORKERS=0
 WORKERS ?= 2
-PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 
 # Tests that give the same answer whatever the Keras backend run once, on TensorFlow. A new test file
@@ -26,8 +26,8 @@ OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test_onnx.py tests/runtimes/test_tflm.py \
     tests/runtimes/test_vela.py tests/test_apart.py tests/test_architecture.py tests/test_artifact.py \
     tests/test_bad_files.py tests/test_choosing.py tests/test_cli_report.py tests/test_cli_sweep.py \
-    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_firmware.py \
-    tests/test_grids.py tests/test_lab_recipes.py tests/test_onnx_export.py tests/test_outlook.py tests/test_promises.py tests/test_readme.py \
+    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_exchanged_outputs.py tests/test_exporting_damage.py \
+    tests/test_firmware.py tests/test_grids.py tests/test_lab_recipes.py tests/test_onnx_export.py tests/test_outlook.py tests/test_promises.py tests/test_readme.py \
     tests/test_recipe.py tests/test_sources.py tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
     tests/test_targets.py tests/test_testing.py
 
