@@ -19,6 +19,9 @@ BACKENDS ?= tensorflow jax torch
 # Test files are shared out among so many processes. One at a time: make test WORKERS=0
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Seconds for each backend's slow tests: a part of every file's, another part at each commit. All: BUDGET=
+BUDGET ?=
+TURN := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 
 # Tests that give the same answer whatever the Keras backend run once, on TensorFlow. A new test file
@@ -26,9 +29,12 @@ OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test_onnx.py tests/runtimes/test_tflm.py \
     tests/runtimes/test_vela.py tests/test_apart.py tests/test_architecture.py tests/test_artifact.py \
     tests/test_bad_files.py tests/test_choosing.py tests/test_cli_report.py tests/test_cli_sweep.py \
-    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_exchanged_outputs.py tests/test_exporting_damage.py \
-    tests/test_firmware.py tests/test_grids.py tests/test_lab_recipes.py tests/test_onnx_export.py tests/test_outlook.py tests/test_promises.py tests/test_readme.py \
-    tests/test_recipe.py tests/test_sources.py tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
+    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py \
+    tests/test_exchanged_outputs.py tests/test_exporting_damage.py tests/test_firmware.py \
+    tests/test_grids.py tests/test_interrupts.py tests/test_kills.py \
+    tests/test_lab_recipes.py tests/test_mutated_inputs.py tests/test_onnx_export.py tests/test_outlook.py \
+    tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_scoring.py tests/test_sources.py \
+    tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
     tests/test_targets.py tests/test_testing.py
 
 .DEFAULT_GOAL := help
@@ -90,11 +96,12 @@ test-backends: $(VENV)/.installed-all ## The tests that touch a backend on JAX a
 	done
 
 # pytest leaves with 5 when a backend has no slow test: that is no failure here
-slow: $(VENV)/.installed-all ## The tests above ten seconds, on every backend
+slow: $(VENV)/.installed-all ## The tests above ten seconds, on every backend; BUDGET=300: a part of each file's
 	@set -e; for backend in $(BACKENDS); do \
 	    echo "== KERAS_BACKEND=$$backend, slow"; \
 	    ignored="$(ONE_BACKEND:%=--ignore=%)"; test $$backend != tensorflow || ignored=; \
-	    KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) -m slow $$ignored $(ARGS) || test $$? -eq 5; \
+	    KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) -m slow $$ignored \
+	        $(if $(BUDGET),--budget $(BUDGET) --turn $(TURN)) $(ARGS) || test $$? -eq 5; \
 	done
 
 results: $(VENV)/.installed-all ## docs/results.md from the committed records of benchmarks/

@@ -17,8 +17,8 @@ import keras
 from secateur import Prune, Recipe, Schedule, Step, Train, datasets, zoo
 from secateur.compression import copy_model, run_step
 from secateur.conversion import to_litert
-from secateur.measurement import accuracy
 from secateur.runtimes.keras import KerasSession
+from secateur.scoring import accuracy
 from secateur.training import train
 
 RECORD = Path(__file__).parent / "records" / "lab-tuning.json"

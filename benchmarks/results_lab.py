@@ -12,7 +12,7 @@ from results_parts import Record, bullets, markdown_table, missing, provenance, 
 
 from secateur.errors import SecateurError
 from secateur.reporting import headline, load_runs, rows
-from secateur.reporting.aggregation import values
+from secateur.reporting.aggregation import references, values
 from secateur.reporting.formats import DASH, percent, points, times, whole
 from secateur.reporting.records import check_runs
 
@@ -103,7 +103,7 @@ def lab(records: Path, anchors: Record) -> Iterable[str]:
     yield (
         f"Means over seeds {', '.join(str(run['seed']) for run in runs)}, accuracy on "
         f"{whole(runs[0]['rows'][0].get('n'))} test images in the file's own runtime, one thread; "
-        f"smaller: against `{table[0]['reference']}`. `control`: the dense network with the same "
+        f"smaller: {references(table)}. `control`: the dense network with the same "
         f"extra training. Old: {old['name']}."
     )
     yield f"Source of the old figures: {old['source']}."

@@ -1,4 +1,4 @@
-"""What every test shares: one backend per process, seeds, tools that CI must have."""
+"""What every test shares: one backend per process, seeds, tools that CI must have, a time budget."""
 
 import os
 from pathlib import Path
@@ -26,9 +26,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if os.environ["KERAS_BACKEND"] == "torch":
     import torch  # noqa: F401 - first: loaded after another framework, its OpenMP runtime can clash
 
+import itertools
 import random
 import shutil
 import sys
+import time
 
 import hypothesis
 import numpy as np
@@ -55,6 +57,53 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
+def pytest_addoption(parser):
+    """`make slow BUDGET=300`: a part of every file's tests, another part at every commit."""
+    group = parser.getgroup("budget")
+    group.addoption("--budget", type=float, help="Seconds; a file's tests start within its share.")
+    group.addoption("--turn", type=int, default=0, help="Which test of each file comes first.")
+
+
+def pytest_configure(config):
+    """Keep to the budget, where there is one."""
+    if config.getoption("--budget"):
+        config.pluginmanager.register(
+            Budget(config.getoption("--budget"), config.getoption("--turn"))
+        )
+
+
+class Budget:
+    """Runs at least one test of each file, and more while the file's share of the time lasts."""
+
+    def __init__(self, seconds: float, turn: int):
+        self.seconds, self.turn = seconds, turn
+        self.begun = time.monotonic()
+        self.deadlines: dict[str, float] = {}
+        self.started: set[str] = set()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        """Turn each file's tests, so that those left out this time come first another time."""
+        files = [list(tests) for _, tests in itertools.groupby(items, lambda item: str(item.path))]
+        items[:] = [test for tests in files for test in itertools.chain(*_turned(tests, self.turn))]
+        self.begun = time.monotonic()
+        for number, tests in enumerate(files, 1):
+            self.deadlines[str(tests[0].path)] = self.seconds * number / len(files)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        """Skip a test whose file has used its share; what earlier files left is the next one's."""
+        path = str(item.path)
+        if path in self.started and time.monotonic() - self.begun > self.deadlines[path]:
+            pytest.skip(f"left for another turn: budget of {self.seconds:.0f} s, turn {self.turn}")
+        self.started.add(path)
+
+
+def _turned(tests, turn):
+    first = turn % len(tests)
+    return tests[first:], tests[:first]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Seeds whatever is loaded; a test of pure arrays does not pay for an import of Keras."""
@@ -69,7 +118,7 @@ def _seeded():
 @pytest.fixture(scope="session", autouse=True)
 def _warm_converter():
     """On other backends each conversion would import TensorFlow first, for seconds."""
-    if os.environ["KERAS_BACKEND"] == "tensorflow":
+    if os.environ["KERAS_BACKEND"] == "tensorflow" or sys.platform != "linux":
         yield
         return
     from tests.warm_converter import warm_converter

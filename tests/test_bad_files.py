@@ -4,19 +4,26 @@ Every file goes through `measure` and `inspect` in a worker process: what ends o
 would have ended or blocked the user's.
 """
 
-import base64
 import io
 import json
-import marshal
 import os
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.mutations import (
+    BOMBS,
+    DAMAGES,
+    Pickled,
+    onnx_bomb,
+    packed,
+    parts_of,
+    payload,
+    rewritten_tflite,
+)
 
 WORKER = """
 import json, sys
@@ -85,44 +92,6 @@ def never_worse_than_refused(folder, seconds=100):
     return sum(both[0] != "fine" for both in found.values())
 
 
-def cut(blob, rng):
-    return blob[: rng.integers(len(blob))]
-
-
-def flipped(blob, rng, most=8):
-    array = np.frombuffer(blob, np.uint8).copy()
-    for place in rng.integers(len(blob), size=rng.integers(1, most + 1)):
-        array[place] ^= 1 << rng.integers(8)
-    return array.tobytes()
-
-
-def one_bit(blob, rng):
-    return flipped(blob, rng, 1)
-
-
-def zeroed(blob, rng):
-    place, width = rng.integers(len(blob)), rng.integers(1, 200)
-    return blob[:place] + bytes(len(blob[place : place + width])) + blob[place + width :]
-
-
-def swapped(blob, rng):
-    width = int(rng.integers(4, 120))
-    first, second = sorted(rng.integers(0, len(blob) - width, 2).tolist())
-    second = max(second, first + width)
-    a, b = blob[first : first + width], blob[second : second + width]
-    return blob[:first] + b + blob[first + width : second] + a + blob[second + width :]
-
-
-def repointed(blob, rng):
-    """A word, which may be an offset, a length or a size, set to a large one."""
-    place = 4 * rng.integers(len(blob) // 4)
-    value = rng.choice([2**31 - 1, 2**32 - 1, 2**30, 2**31, len(blob), len(blob) - 4, 65536, 0])
-    return blob[:place] + int(value).to_bytes(4, "little") + blob[place + 4 :]
-
-
-DAMAGES = (cut, one_bit, flipped, zeroed, swapped, repointed)
-
-
 def damaged(seed_file, folder, n, seed):
     """Write n damaged copies of a file, of every kind in turn."""
     rng, blob = np.random.default_rng(seed), seed_file.read_bytes()
@@ -136,49 +105,12 @@ def damaged(seed_file, folder, n, seed):
 
 def rewritten(seed_file, folder, n, seed):
     """Write n `.tflite` files that hold together and say something else: a few fields changed."""
-    from ai_edge_litert import schema_py_generated as schema
-
     rng, blob = np.random.default_rng(seed), seed_file.read_bytes()
-    values = (-1, 0, 1, 2, 3, 7, -2, 100, 127, 255, 2**16, 2**31 - 1, -(2**31), 2**30)
     folder.mkdir()
-    written = 0
-    while written < n:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(blob, 0))
-        for _ in range(rng.integers(1, 3)):
-            fields = list(_fields(model))
-            owner, key = fields[rng.integers(len(fields))]
-            value, old = int(rng.choice(values)), getattr(owner, key)
-            if isinstance(old, np.ndarray):
-                value = np.array(old)
-                if value.size and rng.random() < 0.6:
-                    value.flat[rng.integers(value.size)] = np.array(rng.choice(values)).astype(
-                        value.dtype
-                    )
-                else:
-                    value = value[: rng.integers(value.size + 1)]
-            setattr(owner, key, type(old)(value) if isinstance(old, bool | float) else value)
-        builder = schema.flatbuffers.Builder(1024)
-        try:
-            builder.Finish(model.Pack(builder), b"TFL3")
-        except Exception:  # a value that the field cannot hold
-            continue
-        name = f"{seed_file.stem}-{written:03}.tflite"
-        (folder / name).write_bytes(bytes(builder.Output()))
-        written += 1
+    for i in range(n):
+        name = f"{seed_file.stem}-{i:03}.tflite"
+        (folder / name).write_bytes(rewritten_tflite(blob, rng))
     return folder
-
-
-def _fields(table):
-    """Every number and every vector in a tree of tables."""
-    for key, value in vars(table).items():
-        if isinstance(value, bool | int | float | np.ndarray):
-            yield table, key
-        elif isinstance(value, list):
-            for one in value:
-                if hasattr(one, "__dict__"):
-                    yield from _fields(one)
-        elif hasattr(value, "__dict__"):
-            yield from _fields(value)
 
 
 @pytest.fixture(scope="module")
@@ -246,32 +178,6 @@ def test_hundreds_of_damaged_keras_files(seeds, tmp_path, name):
     assert never_worse_than_refused(damaged(seeds / name, tmp_path / "bad", 120, 2), 400) > 40
 
 
-def packed(path, parts, kind=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", kind) as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-
-
-def parts_of(path):
-    with zipfile.ZipFile(path) as archive:
-        return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-def payload(marker):
-    """Compiled code that leaves a file behind, as a Lambda layer of Keras carries it."""
-    source = compile(f"lambda x: [open({str(marker)!r}, 'w'), x][1]", "bad", "eval")
-    (code,) = [c for c in source.co_consts if hasattr(c, "co_code")]
-    return base64.b64encode(marshal.dumps(code)).decode()
-
-
-class _Pickled:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
 def test_hostile_keras_files_run_nothing_and_are_refused(seeds, tmp_path):
     import h5py
 
@@ -301,7 +207,7 @@ def test_hostile_keras_files_run_nothing_and_are_refused(seeds, tmp_path):
     packed(folder / "deep.keras", {**parts, "config.json": deep})
 
     arrays = io.BytesIO()
-    np.savez(arrays, a=np.array([_Pickled(marker)], dtype=object))
+    np.savez(arrays, a=np.array([Pickled(marker)], dtype=object))
     without = {name: content for name, content in parts.items() if name != "model.weights.h5"}
     packed(folder / "pickle.keras", {**without, "model.weights.npz": arrays.getvalue()})
     packed(folder / "weightless.keras", without)
@@ -400,6 +306,51 @@ def test_the_command_says_it_in_one_line(seeds, tmp_path):
         assert name in done.stderr
 
 
+@pytest.mark.parametrize("kind", BOMBS)
+def test_an_onnx_that_loops_for_ever_or_asks_for_gigabytes_is_refused(kind, tmp_path, monkeypatch):
+    from secateur.errors import SecateurError
+    from secateur.measurement import measure
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("SECATEUR_MAX_SECONDS", "3" if kind == "Loop" else "60")
+    monkeypatch.setenv("SECATEUR_MAX_MEMORY", "500MB")
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(onnx_bomb(kind))
+    assert path.stat().st_size < 3000
+    with pytest.raises(SecateurError, match=r"bomb\.onnx .*(--max-|alloc|would require)"):
+        measure(path, (np.zeros((2, 4), np.float32), np.zeros(2, int)))
+
+
+def test_a_file_that_asks_for_more_than_it_stores_is_refused(seeds, tmp_path):
+    import h5py
+
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "units.h5").write_bytes((seeds / "seed.h5").read_bytes())
+    with h5py.File(folder / "units.h5", "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][-1]["config"]["units"] = 2_000_000
+        file.attrs["model_config"] = json.dumps(config)
+    parts = parts_of(seeds / "seed.keras")
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"][-1]["config"]["units"] = 2_000_000
+    packed(folder / "units.keras", {**parts, "config.json": json.dumps(config)})
+    config = json.loads(parts["config.json"])
+    upsampled = {"name": "up", "size": [40_000, 40_000]}
+    config["config"]["layers"].insert(
+        1, {"module": "keras.layers", "class_name": "UpSampling2D", "config": upsampled}
+    )
+    config["config"]["layers"] = config["config"]["layers"][:2]
+    packed(folder / "outputs.keras", {**parts, "config.json": json.dumps(config)})
+    assets = {f"assets/{k}": bytes(1 << 24) for k in range(20)}
+    packed(folder / "assets.keras", {**parts, **assets}, zipfile.ZIP_DEFLATED)
+    found = outcomes(folder)
+    assert never_worse_than_refused(folder) == 4, found
+    assert "bytes of weights and the file stores" in found["units.h5"][0]
+    assert "--max-memory" in found["outputs.keras"][0]
+    assert "in an archive of" in found["assets.keras"][0]
+
+
 def unsafe(blob):
     """A file that LiteRT accepts and crashes on: a convolution by depth without its bias."""
     from ai_edge_litert import schema_py_generated as schema
@@ -434,7 +385,7 @@ def test_a_file_is_tried_once(seeds, monkeypatch):
     monkeypatch.setattr(trial, "_passed", set())
     litert.load(seeds / "int8.tflite")
     assert len(trial._passed) == 1
-    monkeypatch.setattr(trial, "run_child", lambda *_, **__: pytest.fail("tried again"))
+    monkeypatch.setattr(trial, "run_python", lambda *_, **__: pytest.fail("tried again"))
     litert.load(seeds / "int8.tflite")
 
 
@@ -477,12 +428,13 @@ def test_a_first_run_that_does_not_end_is_told(seeds, tmp_path, monkeypatch):
     from secateur.runtimes import keras_files, litert, trial
 
     monkeypatch.setattr(trial, "_passed", set())
-    monkeypatch.setattr(trial, "SECONDS", 0.01)
-    monkeypatch.setattr(keras_files, "SECONDS", 0.01)
-    monkeypatch.setattr(keras_files, "_passed", set())
+    monkeypatch.setenv("SECATEUR_MAX_SECONDS", "0.01")
+    monkeypatch.setattr(keras_files, "_passed", {})
     path = tmp_path / "float32.tflite"
     path.write_bytes((seeds / "float32.tflite").read_bytes())
-    with pytest.raises(SecateurError, match=r"float32\.tflite does not run .*did not end within"):
+    with pytest.raises(
+        SecateurError, match=r"run of .*float32\.tflite in LiteRT was still at work"
+    ):
         litert.load(path)
-    with pytest.raises(SecateurError, match=r"seed\.h5 could not be loaded .*did not end within"):
+    with pytest.raises(SecateurError, match=r"reading .*seed\.h5 was still at work"):
         keras_files.check(seeds / "seed.h5")

@@ -121,6 +121,58 @@ def test_a_users_model_and_data_go_through_a_recipe_of_their_own(secateur, train
     assert "The parameter count is the same" in out
 
 
+def test_what_the_reader_of_the_data_noted_is_said(secateur, trained, tmp_path):
+    """Pixels left as they are, samples that were trained on: each was noted, and `measure` was silent."""
+    held = np.load(trained / "data.npz")
+    x, y = held["x_train"], held["y_train"]
+    np.savez(tmp_path / "twice.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+    np.savez(tmp_path / "one.npz", x=x, y=y)
+    model = trained / "model.keras"
+    for words, file in ((("measure", model, "--json"), "twice.npz"),
+                        (("export", model, "--formats", "keras"), "twice.npz"),
+                        (("run", trained / "recipe.toml", "--model", model), "twice.npz")):  # fmt: skip
+        code, _, err = secateur(*words, "--data", file)
+        assert code == 0, err
+        assert "twice.npz: x left in 0..255; scale=255 (--scale 255) divides it" in err
+        assert "test: 50 of 50 samples stand in the training part too" in err
+    _, _, err = secateur("measure", model, "--data", "one.npz")
+    assert "a model trained on these arrays before has seen them" in err and "scale" in err
+    assert "calibration:" not in err
+
+
+def test_what_outputs_mean_is_asked_for_where_nothing_says_it(secateur, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="end")])
+    model.layers[0].set_weights([np.full((4, 1), 0.1), np.zeros(1)])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).random((20, 4), dtype="float32")
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=np.ones(20, int))
+    code, out, _ = secateur("measure", "m.keras", "--data", "d.npz")
+    assert code == 0 and "no accuracy: nothing says whether" in " ".join(out.split())
+    words = "m.keras", "--data", "d.npz", "--outputs"
+    for command in (("measure", "--json"), ("export", "--formats", "float32")):
+        code, out, err = secateur(command[0], *words, "logit", *command[1:])
+        assert code == 1 and "expected logits or probabilities" in err
+        code, out, err = secateur(command[0], *words, "logits", *command[1:])
+        assert code == 0, err
+    (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
+    assert entry["outputs"] == {"end": "logits"}
+    code, out, _ = secateur("measure", "out/m-float32.tflite", "--data", "d.npz", "--json")
+    assert json.loads(out)[0]["accuracy"] == 1.0
+
+
+def test_outputs_that_are_nan_are_an_error_and_never_json(secateur, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="end")])
+    model.layers[0].kernel.assign(np.full((4, 2), np.nan))
+    model.save(tmp_path / "m.keras")
+    np.savez(tmp_path / "d.npz", x_test=np.ones((5, 4), "float32"), y_test=np.zeros(5, int))
+    code, out, err = secateur("measure", "m.keras", "--data", "d.npz", "--json")
+    assert (code, out) == (1, "") and "weight end/kernel (4, 2)" in err
+    code, out, err = secateur("measure", "m.keras", "m.keras", "--data", "d.npz", "--json")
+    assert code == 1 and "NaN" not in out.replace("NaN or infinity", "")
+    assert len(json.loads(out)) == 2
+
+
 def test_inspect_shows_weights_and_what_a_recipe_would_do_without_data(secateur, trained):
     code, out, _ = secateur("inspect", trained / "model.keras", "--recipe", trained / "recipe.toml")
     assert code == 0
@@ -282,6 +334,14 @@ def test_nan_weights_and_a_model_at_chance_level_stop_before_anything_is_written
     assert not (tmp_path / "files").exists() or not list((tmp_path / "files").iterdir())
 
 
+@pytest.mark.parametrize("words", [("--max-memory", "much"), ("--max-memory=much",)])
+def test_limits_are_options_of_every_command(tmp_path, words):
+    (tmp_path / "x.h5").write_bytes(b"x")
+    result = shell("inspect", *words, "x.h5", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "SECATEUR_MAX_MEMORY='much' received, expected a number of bytes as 8GB" in result.stderr
+
+
 def test_debug_shows_the_traceback(secateur):
     with pytest.raises(SecateurError, match="did you mean 'lab'"):  # as Python prints it
         secateur("run", "lbb", "--debug")
@@ -358,39 +418,6 @@ def test_ctrl_c_is_one_line_and_the_same_command_carries_on(tmp_path):
     done = shell("run", "demo", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "baseline: carried over" in done.stderr
-
-
-LOST = """
-import os, signal, sys, weakref
-import secateur.cli as cli
-from secateur import pipeline
-
-class Thing:
-    pass
-
-def lose(*args, **kwargs):  # Python only reports what is raised inside a weak reference's callback
-    thing = Thing()
-    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
-    del thing
-
-pipeline.introduce = lose
-sys.argv = ["secateur", "run", "demo", "--limit", "200", "--out", "out"]
-cli.main()
-"""
-
-
-def test_ctrl_c_is_not_lost_where_python_swallows_it(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", LOST],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 130, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "carries on" in result.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.slow

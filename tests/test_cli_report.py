@@ -220,3 +220,41 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_left(
     assert code == 1 and re.search(told, err), err
     assert err.startswith("error: ") and err.strip().count("\n") == 0
     assert set(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "ran", "--json", "ran/run.json"),
+        ("report", "ran", "--csv", "ran/recipe.toml"),
+        ("report", "ran", "--markdown", "ran/pruned-keras.keras"),
+        ("report", "swept", "--html", "swept/sweep.json"),
+        ("report", "swept", "--docx", "swept/points/a.docx"),
+        ("report", "swept", "--notebook", "out.ipynb", "--handin", "out.ipynb"),
+        ("choose", "ran", "--json", "ran/run.json"),
+        ("choose", "swept", "--figure", "swept/index.json"),
+    ],
+)
+def test_no_output_goes_onto_a_record(words, secateur, swept, ran):
+    def contents():
+        files = [file for folder in (swept, ran) for file in folder.rglob("*") if file.is_file()]
+        return {file: file.read_bytes() for file in files}
+
+    before = contents()
+    folders = {"ran": str(ran), "swept": str(swept)}
+    parts = [word.partition("/") for word in words]
+    code, _, err = secateur(
+        *(folders.get(head, head) + slash + rest for head, slash, rest in parts)
+    )
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
+    assert "would overwrite" in err or "is the file of" in err
+    assert contents() == before
+
+
+def test_a_report_in_python_does_not_go_onto_a_record_either(ran):
+    from secateur.errors import SecateurError
+    from secateur.pipeline import Run
+
+    run = Run(ran, json.loads((ran / "run.json").read_text()))
+    with pytest.raises(SecateurError, match="would overwrite a record"):
+        run.report(ran / "run.json")

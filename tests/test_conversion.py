@@ -156,7 +156,7 @@ def test_the_clean_process_is_bounded_and_its_cost_is_told(model, tmp_path, monk
     assert 0.5 < costs[0].seconds < 600
     if sys.platform == "linux":
         assert 100 < costs[0].peak_mib < 4000  # TensorFlow alone is several hundred
-    monkeypatch.setenv("SECATEUR_CONVERSION_SECONDS", "0.4")
+    monkeypatch.setenv("SECATEUR_MAX_SECONDS", "0.4")
     with pytest.raises(SecateurError, match=r"the converter was still at work after 0.4 s") as late:
         conversion.in_clean_process(model, ["float32"], (), tmp_path)
     assert "\n" not in str(late.value)

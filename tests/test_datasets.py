@@ -1,8 +1,10 @@
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,17 @@ def test_a_test_part_held_out_here_warns_of_models_trained_before(kind, tmp_path
     own_test = (numbered(100), np.arange(100) % 3), (numbered(30), np.arange(30) % 3)
     for other in (own_test, "digits"):
         assert warning not in str(load(other).notes)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_test_samples_that_stand_in_the_training_part_are_counted(dtype):
+    x, new = 250 * np.random.default_rng(0).random((2, 40, 3, 2))
+    y, other = np.arange(40) % 4, np.concatenate([x[5:8], new[:7]]).astype(dtype)
+    data = load(((x.astype(dtype), y), (other, y[:10])))
+    assert any(n.startswith("test: 3 of 10 samples stand in the training part") for n in data.notes)
+    twice = np.concatenate([x, x]).astype(dtype)
+    assert "16 of 16 samples stand" in str(load((twice, np.concatenate([y, y]))).notes)
+    assert "stand in the training part" not in str(load((x.astype(dtype), y)).notes)
 
 
 def test_data_of_a_test_part_alone_say_that_they_cannot_train(tmp_path):
@@ -416,6 +429,25 @@ def test_no_pickle_is_read(tmp_path):
     path = tmp_path / "evil.npz"
     np.savez(path, x=np.array([Dangerous()]), y=np.zeros(1))
     with pytest.raises(SecateurError, match=r"unreadable .Object arrays cannot be loaded"):
+        load(path)
+
+
+def test_an_archive_that_declares_more_than_it_holds_is_refused(tmp_path, monkeypatch):
+    path, stream = tmp_path / "bad.npz", io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (6 * 2**28,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", stream.getvalue() + bytes(100))
+    with pytest.raises(
+        SecateurError, match=r"x\.npy declares shape \(1610612736,\), 6,442,450,944"
+    ):
+        load(path)
+    np.savez_compressed(path, x=np.zeros((3 * 2**24,), np.uint8))
+    with pytest.raises(SecateurError, match=r"50,331,648 bytes declared in a file of 4\d,\d{3}\)"):
+        load(path)
+    monkeypatch.setenv("SECATEUR_MAX_MEMORY", "1kB")
+    np.savez(path, x=np.zeros((300, 4), np.uint8), y=np.zeros(300, np.uint8))
+    with pytest.raises(SecateurError, match=r"more than 1,000 that fit .*--max-memory"):
         load(path)
 
 

@@ -191,6 +191,7 @@ def test_outputs_too_near_for_8_bits_are_poor_and_not_wrong():
     rng = np.random.default_rng(0)
     outputs = {"p": (0.01 + 1e-4 * rng.normal(size=(64, 100))).astype(np.float32)}
     codes = {"p": np.full((64, 100), np.float32(2 / 256))}
-    assert compare(outputs, codes, "int8", {"p": 1 / 256})["agreement"] < 0.1
+    parity = compare(outputs, codes, "int8", {"p": 1 / 256})
+    assert parity["agreement"] < 0.1 and parity["relative_rms"] > 10  # and it is said
     with pytest.raises(SecateurError, match="outputs differ"):
         compare(outputs, codes, "int8")

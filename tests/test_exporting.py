@@ -88,7 +88,7 @@ def test_verify_reports_the_promises_on_the_files_own_tensors(made, x):
 def test_without_data_random_inputs_are_compared(made, tmp_path):
     model, promises, *_ = made
     (artifact,) = export(model, ["keras"], tmp_path, stage="s", promises=promises)
-    assert artifact.parity["n"] == 64
+    assert artifact.parity["n"] == 64 and artifact.parity["on"] == "random inputs"
 
 
 def test_the_model_is_not_changed(made, tmp_path, x):

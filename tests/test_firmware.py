@@ -88,8 +88,8 @@ def test_the_comment_tells_what_the_file_holds():
     comment, code = text.split("*/")
     assert f"lab, a .tflite file of {len(blob)} bytes" in comment
     assert hashlib.sha256(blob).hexdigest() in comment
-    assert "input x * / ? ?/: int8 [1, 4, 4, 1], scale 0.100000001, zero point 0\n" in comment
-    assert r"output the\nend: int8 [1, 4, 4, 1], scale 0.00390625, zero point 0" in comment
+    assert "input(0) x * / ? ?/: int8 [1, 4, 4, 1], scale 0.100000001, zero point 0\n" in comment
+    assert r"output(0) the\nend: int8 [1, 4, 4, 1], scale 0.00390625, zero point 0" in comment
     assert "operators: 2 CONV_2D, 1 MAX_POOL_2D, 1 SOFTMAX\n" in comment
     assert "   resolver.AddMaxPool2D();\n" in comment
     assert "no identifier" not in comment

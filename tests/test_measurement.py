@@ -14,15 +14,9 @@ import pytest
 from secateur import conversion, measurement, zoo
 from secateur.datasets import Split
 from secateur.errors import SecateurError
-from secateur.measurement import measure, score
+from secateur.measurement import measure
 from secateur.runtimes import Constant
 from secateur.runtimes.keras import save_model
-
-RNG = np.random.default_rng(0)
-LOGITS = RNG.normal(0, 3, (50, 8)).astype("float32")
-PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
-LABELS = RNG.integers(0, 8, 50)
-ONE_HOT = np.eye(8)[LABELS]
 
 
 @pytest.fixture(scope="module")
@@ -192,111 +186,3 @@ def test_errors_name_the_file_or_the_shapes(folder, tmp_path, data):
 def test_a_measurement_cannot_be_changed(folder):
     with pytest.raises(dataclasses.FrozenInstanceError):
         measure(folder / "float32.tflite").accuracy = 1.0
-
-
-# --- metrics --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("y", [LABELS, LABELS[:, None], ONE_HOT, ONE_HOT.astype("int8")])
-@pytest.mark.parametrize("outputs", [LOGITS, PROBABILITIES])
-def test_classes_against_keras(outputs, y):
-    found = score(outputs, y)
-    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=outputs is not PROBABILITIES)
-    assert found["loss"] == pytest.approx(float(expected(LABELS, outputs)), rel=1e-5)
-    assert found["accuracy"] == np.mean(outputs.argmax(-1) == LABELS)
-    top = keras.metrics.sparse_top_k_categorical_accuracy(LABELS, outputs, k=5)
-    assert found["top5"] == pytest.approx(np.mean(keras.ops.convert_to_numpy(top)))
-
-
-@pytest.mark.parametrize("y_shape", [(-1,), (-1, 1)])
-@pytest.mark.parametrize("dtype", ["int64", "float32", "bool"])
-@pytest.mark.parametrize("from_logits", [True, False])
-def test_yes_or_no_against_keras(y_shape, dtype, from_logits):
-    logits = RNG.normal(0, 3, (40, 1))
-    outputs = logits if from_logits else 1 / (1 + np.exp(-logits))
-    y = RNG.integers(0, 2, 40)
-    found = score(outputs, y.reshape(y_shape).astype(dtype))
-    expected = keras.losses.BinaryCrossentropy(from_logits=from_logits)
-    assert found["loss"] == pytest.approx(float(expected(y[:, None], outputs)), rel=1e-4)
-    assert found["accuracy"] == np.mean((logits[:, 0] > 0) == y)
-    assert set(found) == {"accuracy", "loss"}
-
-
-@pytest.mark.parametrize("columns", [1, 3])
-def test_regression_against_numpy(columns):
-    outputs, y = RNG.normal(0, 1, (30, columns)), RNG.normal(0, 1, (30, columns))
-    found = score(outputs, y[:, 0] if columns == 1 else y)
-    assert found == {
-        "mse": pytest.approx(((outputs - y) ** 2).mean()),
-        "mae": pytest.approx(np.abs(outputs - y).mean()),
-    }
-
-
-def test_metrics_by_hand():
-    outputs = np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
-    assert measurement.cross_entropy(outputs, [0, 1]) == pytest.approx(-np.log([0.5, 0.2]).mean())
-    assert measurement.accuracy(outputs, [0, 1]) == 0.5
-    # a tie for the second place is not a second place
-    assert measurement.top_k(outputs, np.array([1, 2]), 2) == 0.5
-    certain = np.array([[1.0, 0.0]])
-    assert measurement.cross_entropy(certain, [1]) == pytest.approx(-np.log(1e-7), rel=1e-5)
-
-
-def test_from_logits_can_be_said():
-    outputs = np.array([[0.5, 0.5]])
-    assert measurement.cross_entropy(outputs, [0], from_logits=True) == pytest.approx(np.log(2))
-    outputs = np.array([[0.1, 0.9]])
-    assert measurement.cross_entropy(outputs, [1], True) == pytest.approx(
-        np.log(1 + np.exp(-0.8)), rel=1e-6
-    )
-
-
-@pytest.mark.parametrize(
-    ("outputs", "y"),
-    [
-        (np.zeros((3, 4)), np.zeros(2, int)),
-        (np.zeros((3, 4)), np.zeros((3, 2), int)),
-        (np.zeros((3, 1)), np.array([0.5, 1.5])),
-        (np.zeros((3, 4)), np.array([0.5, 1.5, 2.5])),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused_with_both_shapes(outputs, y):
-    with pytest.raises(SecateurError, match=r"labels of shape .* for outputs of shape \(3, "):
-        score(outputs, y)
-
-
-def test_several_labels_at_once_against_keras():
-    outputs = 1 / (1 + np.exp(-LOGITS))
-    y = RNG.integers(0, 2, (50, 8))
-    for labels in (y, y.astype(bool), y.astype("float32")):
-        found = score(outputs, labels)
-        expected = keras.losses.BinaryCrossentropy()(y, outputs)
-        assert found["loss"] == pytest.approx(float(expected), rel=1e-4)
-        assert found["label_accuracy"] == np.mean((outputs > 0.5) == y)
-        assert found["mse"] == pytest.approx(np.square(outputs - y).mean())
-        assert "accuracy" not in found and "top5" not in found
-
-
-@pytest.mark.parametrize("labels", [RNG.integers(0, 2, (50, 8)), RNG.integers(0, 9, (50, 8))])
-def test_whole_numbers_for_each_output_are_quantities_where_outputs_are(labels):
-    found = score(LOGITS, labels)
-    assert set(found) == {"mse", "mae"}
-    assert found["mae"] == pytest.approx(np.abs(LOGITS - labels).mean())
-
-
-@pytest.mark.parametrize(
-    ("outputs", "expected"),
-    [
-        ([[0.2, 0.8], [0.5, 0.5]], True),
-        ([[0.2, 0.8009]], True),
-        ([[0.2, 0.802]], False),
-        ([[0.2, 0.2]], False),
-        ([[-0.5, 1.5]], False),
-        ([[0.0], [0.4]], True),
-        ([[1.1], [0.4]], False),
-        ([0.0, 0.4], True),
-        ([[[0.2, 0.8]], [[1.0, 0.0]]], True),
-    ],
-)
-def test_probabilities_are_told_from_logits(outputs, expected):
-    assert measurement.are_probabilities(np.array(outputs)) is expected

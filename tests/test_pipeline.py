@@ -20,8 +20,9 @@ from secateur.arrays.schedules import Schedule
 from secateur.datasets import load
 from secateur.errors import SecateurError
 from secateur.methods.prune import Prune
+from secateur.outputs import compiled_loss
 from secateur.recipe import Export, Recipe
-from secateur.training import Train, compiled_loss
+from secateur.training import Train
 
 ROOT = Path(__file__).parent.parent
 SMALL = Recipe(

@@ -252,20 +252,6 @@ def test_the_default_schedule_reaches_its_end_with_several_steps_in_one_executio
     assert callback.notes == []
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_weights_put_back_by_another_callback_are_noticed():
-    class Restore(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            self.first = self.model.get_weights()
-
-        def on_train_end(self, logs=None):
-            self.model.set_weights(self.first)
-
-    model = compiled(lab())
-    with pytest.warns(UserWarning, match="pruned weights are not zero at the end .* callback last"):
-        model.fit(*images(), verbose=0, callbacks=[Restore(), growing().callback()])
-
-
 def test_a_callback_can_be_used_again():
     callback = growing().callback()
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import keras
 import pytest
 from keras import layers
 
-from secateur import pipeline
+from secateur import file_rows, pipeline
 from secateur.arrays.schedules import Schedule
 from secateur.datasets import load
 from secateur.errors import SecateurError
@@ -18,6 +19,7 @@ from secateur.methods.prune import Prune
 from secateur.methods.quantize import Quantize
 from secateur.recipe import Export, Recipe
 from secateur.run_folder import check_layout
+from secateur.store import Store
 from secateur.training import Train
 
 QUICK = Recipe(
@@ -97,6 +99,7 @@ def test_a_run_that_fails_before_its_first_stage_does_not_block_the_folder(digit
     pipeline.run("lenet-300-100", QUICK, digits, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_a_damaged_stage_is_computed_again(model, digits, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -106,7 +109,8 @@ def test_a_damaged_stage_is_computed_again(model, digits, tmp_path, monkeypatch)
     weights = out / ".stages" / "baseline.npz"
     weights.write_bytes(weights.read_bytes()[:1000])
     said = []
-    run(model, QUICK, digits, out, say=said.append)
+    with pytest.warns(UserWarning, match=r"baseline\.json is damaged \(not a whole \.npz"):
+        run(model, QUICK, digits, out, say=said.append)
     assert not any("carried over" in text for text in said)
 
 
@@ -156,3 +160,117 @@ def test_overwriting_removes_the_bits_and_ranges_beside_a_keras_file(model, digi
     run(model, tuned, digits, out, overwrite=True)
     assert [p.name for p in out.glob("*.json")].count("quantized-keras.quantization.json") == 0
     assert (out / "mine.quantization.json").exists()
+
+
+def edited(file, change):
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_an_edited_record_is_named_and_the_run_carried_out_again(model, digits, tmp_path):
+    out = tmp_path / "out"
+    rows = run(model, QUICK, digits, out).record["rows"]
+    edited(out / "run.json", lambda record: record["stages"][0].update(history={"loss": "low"}))
+    with pytest.warns(UserWarning, match=r"run\.json is damaged \('stages\[0\]\.history\.loss' is"):
+        again = run(model, QUICK, digits, out)
+    assert [row["row"] for row in again.record["rows"]] == [row["row"] for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_an_edited_stage_is_named_and_computed_again(model, digits, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, QUICK, digits, out)
+    (stage,) = (out / ".stages").glob("baseline.json")
+    edited(stage, lambda record: record["stage"].update(sparsity_curve=7))
+    with pytest.warns(
+        UserWarning, match=r"baseline\.json is damaged \('stage\.sparsity_curve' is 7"
+    ):
+        assert run(model, QUICK, digits, out).record["complete"]
+
+
+def test_a_folder_in_which_a_run_works_is_refused_and_free_again_when_it_is_done(
+    model, digits, tmp_path
+):
+    out, refused = tmp_path / "out", []
+
+    def second(text):
+        for overwrite in (False, True) if "reloaded and checked" in text else ():
+            with pytest.raises(SecateurError) as caught:
+                run(model, QUICK, digits, out, seed=1, overwrite=overwrite)
+            refused.append(str(caught.value))
+
+    first = run(model, QUICK, digits, out, say=second)
+    assert f"quick, seed 0: process {os.getpid()} on " in refused[1]
+    assert f"{out} is in use by another run" in refused[1]
+    assert "holds another, unfinished run" in refused[0]
+    assert json.loads((out / "run.json").read_text())["seed"] == first.record["seed"] == 0
+    assert {p.name for p in out.iterdir() if p.suffix != ".keras"} == {
+        *("run.json", "manifest.json", "recipe.toml")
+    }
+    assert run(model, QUICK, digits, out, seed=1, overwrite=True).record["seed"] == 1
+
+
+def test_a_run_that_another_process_finished_in_the_meantime_is_returned(
+    model, digits, tmp_path, monkeypatch
+):
+    done, copy = [], pipeline._copy
+
+    def meanwhile(source):
+        if not done:
+            done.append(None)
+            done[0] = run(model, QUICK, digits, tmp_path / "out")
+        return copy(source)
+
+    monkeypatch.setattr(pipeline, "_copy", meanwhile)
+    assert run(model, QUICK, digits, tmp_path / "out").record == done[0].record
+
+
+def test_a_file_that_is_replaced_while_it_is_measured_is_refused(
+    model, digits, tmp_path, monkeypatch
+):
+    measure = file_rows.measure
+
+    def replaced(path, *arguments, **keys):
+        found = measure(path, *arguments, **keys)
+        path.write_bytes(b"another run's")
+        return found
+
+    monkeypatch.setattr(file_rows, "measure", replaced)
+    monkeypatch.setattr(file_rows, "validated", lambda *_: None)
+    with pytest.raises(SecateurError, match=r"baseline-keras\.keras was replaced while"):
+        run(model, QUICK, digits, tmp_path / "out")
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_runs_and_sweeps_do_not_share_a_folder(model, digits, tmp_path):
+    Store(tmp_path / "runs", create=True)
+    with pytest.raises(SecateurError, match="holds a sweep"):
+        run(model, QUICK, digits, tmp_path / "runs", overwrite=True)
+    (tmp_path / "begun" / "seed-0" / ".stages").mkdir(parents=True)
+    with pytest.raises(SecateurError, match="holds a run"):
+        Store(tmp_path / "begun" / "seed-0", create=True)
+    with pytest.raises(SecateurError, match="several seeds"):
+        check_layout(tmp_path / "begun", QUICK, [0])
+    with pytest.raises(SecateurError, match="holds a run of its own"):
+        check_layout(tmp_path / "begun" / "seed-0", QUICK, [0, 1])
+
+
+def test_a_run_does_not_write_onto_the_model_or_the_recipe_that_it_reads(digits, model, tmp_path):
+    out = tmp_path / "out"
+    run(model, QUICK, digits, out)
+    own = out / "pruned-keras.keras"
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(SecateurError, match="would overwrite .*pruned-keras"):
+        run(own, OTHER, digits, out, overwrite=True)
+    other = out / "recipe.toml"
+    other.write_text("# mine\n" + QUICK.as_text())
+    with pytest.raises(SecateurError, match=r"would overwrite .*recipe\.toml"):
+        run(model, other, digits, out, overwrite=True)
+    other.write_text(QUICK.as_text())
+    run(model, other, digits, out)  # a Run is repeated from its own recipe
+    assert {file: file.read_bytes() for file in out.iterdir()} == before

@@ -346,11 +346,11 @@ def command(monkeypatch, capsys, tmp_path):
 def test_the_command_end_to_end_on_digits(command, tmp_path):
     net = keras.Sequential([keras.Input((64,)), layers.Dense(10, name="d")])
     net.save(tmp_path / "net.keras")
-    code, printed, _ = command(
+    code, printed, told = command(
         *("net.keras", "--data", "digits", "--prune", "0.5,0.9", "--bits", "4"),
         *("--html", "page.html", "--json", "found.json", "--csv", "found.csv"),
     )
-    assert code == 0
+    assert code == 0 and "digits: validation: 144 of 1,437 training samples" in told
     assert "One weight pruned alone" in printed and "One weight quantized alone" in printed
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found["records"]) == 1 + 2 + 1 + 1

@@ -20,8 +20,11 @@ ROOT = Path(__file__).parent.parent
 NAME, OTHER = "a" * 64, "b" * 64
 
 
+POINT = {"kind": "point", "curve": "w", "seed": 0, "status": "done", "sparsity": {"asked": 0.5}}
+
+
 def record(name=NAME, **found):
-    return {"format_version": FORMAT_VERSION, "fingerprint": name, "status": "done", **found}
+    return {"format_version": FORMAT_VERSION, "fingerprint": name, **POINT, **found}
 
 
 @pytest.fixture
@@ -64,15 +67,31 @@ def test_the_index_is_a_cache_that_comes_back(store):
     assert Store(store.path).read(NAME) is not None  # nothing reads it
 
 
-@pytest.mark.parametrize("content", ["", '{"fingerprint": "aaaa', "[]", "\x00\x01", "null"])
+EDITED = json.dumps(record(history={"dense": {"loss": "low"}}))
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"fingerprint": "aaaa', "[]", "\x00\x01", "null", '{"a":' + "[" * 100_000, EDITED],
+)
 def test_a_damaged_record_counts_as_none(store, content):
     store.write(record())
     store.write(record(OTHER))
     (store.folder(NAME) / "record.json").write_text(content)
     assert store.read(NAME) is None
     assert [r["fingerprint"] for r in store.records()] == [OTHER]
-    store.write(record(test=1))
-    assert store.read(NAME)["test"] == 1
+    store.write(record(test={"n": 1}))
+    assert store.read(NAME)["test"] == {"n": 1}
+
+
+def test_the_damage_is_named(store):
+    store.write(record())
+    (store.folder(NAME) / "record.json").write_text(EDITED)
+    with pytest.warns(
+        UserWarning, match=r"record\.json is damaged \('history\.dense\.loss' is 'low',"
+    ):
+        assert store.read(NAME) is None
 
 
 def test_the_folder_of_a_point_may_vanish(store):
@@ -283,13 +302,15 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from secateur.errors import SecateurError
-store.write({"fingerprint": sys.argv[2], "status": "done"})
+import json
+record = json.loads(sys.argv[3])
+store.write(record)
 try:
-    store.write({"fingerprint": sys.argv[2], "history": list(range(10_000))})
+    store.write({**record, "notes": list(range(10_000))})
 except SecateurError as error:
     print(error)
 """
-    out, err = process(code, store.path, NAME).communicate(timeout=60)
+    out, err = process(code, store.path, NAME, json.dumps(record())).communicate(timeout=60)
     assert "could not be written" in out and out.count("\n") == 1 and not err
     assert store.read(NAME)["status"] == "done"
 
@@ -298,7 +319,7 @@ def test_a_place_where_nothing_can_be_locked_is_named(store, monkeypatch):
     def refuse(self, *arguments, **keys):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("secateur.store.FileLock.acquire", refuse)
+    monkeypatch.setattr("secateur.artifact.FileLock.acquire", refuse)
     with pytest.raises(SecateurError, match="cannot be locked \\(No locks available\\)") as caught:
         with store.claim(NAME):
             pass

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flatbuffer_files import File, unpacked
 
-from secateur import conversion, zoo
+from secateur import conversion, export, zoo
 from secateur.artifact import gzip_bytes
 from secateur.errors import SecateurError
-from secateur.runtimes import litert
+from secateur.runtimes import litert, onnx, tflm
+from secateur.runtimes.keras import KerasSession
 from secateur.stripping import embedded, strip
 from secateur.tflite import TfliteFile
 
@@ -433,3 +434,55 @@ def test_a_large_file_is_quantized_into_one_that_every_reader_knows():
     assert len(blob) > 512 * 1024  # beyond 256 KiB the quantizer writes buffers behind
     file = schema.Model.GetRootAs(blob, 0)
     assert not any(file.Buffers(k).Offset() for k in range(file.BuffersLength()))
+
+
+def test_inputs_and_outputs_come_in_the_order_of_the_model_everywhere(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((6,), name="zeta"), keras.Input((4,), name="aux")]
+    hidden = layers.Concatenate()([layers.Dense(8, activation="relu")(x) for x in inputs])
+    heads = [
+        layers.Dense(3, activation="softmax", name="score"),
+        layers.Dense(4, name="box"),
+        layers.Dense(1, activation="tanh", name="angle"),
+    ]
+    model = keras.Model(inputs, [head(hidden) for head in heads])
+    rng = np.random.default_rng(0)
+    x = {"zeta": rng.random((64, 6), "float32"), "aux": 3 * rng.random((64, 4), "float32")}
+    expected = KerasSession(model).predict(x)
+    formats = ["float32", "int8", "onnx", "onnx-int8"]
+    files = {
+        (file.format, bare): file.path
+        for bare in (False, True)
+        for file in export(
+            model, formats, tmp_path, stage=f"bare{bare}", calibration=x, strip=bare, header=True
+        )
+    }
+    for (format, _), path in files.items():
+        kinds = [onnx] if path.suffix == ".onnx" else [litert, tflm]
+        for session in (kind.load(path) for kind in kinds):
+            assert (session.input_names, session.output_names) == (tuple(x), tuple(expected))
+            for name, values in session.predict(x).items():
+                np.testing.assert_allclose(values, expected[name], atol=0.06)
+        if path.suffix == ".onnx":
+            continue
+        run = interpreter.Interpreter(str(path))
+        lines = path.with_suffix(".h").read_text().splitlines()
+        details = [*run.get_input_details(), *run.get_output_details()]
+        calls = [
+            "input(0) zeta",
+            "input(1) aux",
+            "output(0) score",
+            "output(1) box",
+            "output(2) angle",
+        ]
+        for call, detail in zip(calls, details, strict=True):
+            line = next(line for line in lines if f" {call}:" in line)
+            assert f"[1, {detail['shape'][1]}]" in line
+            scale, zero_point = detail["quantization"]
+            assert (f"scale {scale:.9g}, zero point {zero_point}" in line) == (format == "int8")
+        # without names too, a file's inputs and outputs are the model's, one by one
+        nameless = litert.load(strip(path.read_bytes()))
+        assert nameless.input_names == ("input", "input_1")
+        found = nameless.predict(dict(zip(nameless.input_names, x.values(), strict=True)))
+        for values, wanted in zip(found.values(), expected.values(), strict=True):
+            np.testing.assert_allclose(values, wanted, atol=0.06)

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from tests.killing import ENVIRONMENT, untimed
 
-ROOT = Path(__file__).parent.parent
 KILLS, POINTS = 20, 12
 GRID = """
 name = "small"
@@ -33,16 +32,6 @@ steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.9] }, train = { epochs
 name = "tuned"
 steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.8, 0.9] }, train = { epochs = 1 } }]
 """
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT / "src"),
-    "PYTHONUNBUFFERED": "1",
-    "COLUMNS": "200",
-    # One thread: sums in one order.
-    "OMP_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-}
 STARTED = []  # ended when a test is, however it ends
 pytestmark = [
     pytest.mark.slow,
@@ -108,15 +97,8 @@ def made(out):
 
 def table(out):
     """Every record but for times and when it was made; the test part's every image is in it."""
-    found = {}
-    for path in out.glob("points/*/record.json"):
-        record = json.loads(path.read_text())
-        for key in ("created", "seconds", "latency"):
-            record.pop(key)
-        for row in record["rows"]:
-            row.pop("load_ms")
-        found[record["fingerprint"]] = record
-    return found
+    records = [json.loads(path.read_text()) for path in out.glob("points/*/record.json")]
+    return {record["fingerprint"]: untimed(record) for record in records}
 
 
 def wait_for(condition, seconds, process):

@@ -14,11 +14,11 @@ from secateur.choosing import choose
 from secateur.compression import compress
 from secateur.errors import SecateurError
 from secateur.grids import Grid
-from secateur.measurement import accuracy
 from secateur.points import compute, train_dense
 from secateur.recipe import Recipe
 from secateur.reporting.sweep_series import csv_text
 from secateur.runtimes.keras import KerasSession
+from secateur.scoring import accuracy
 from secateur.store import Store
 from secateur.subjects import Subject
 from secateur.sweeps import sweep

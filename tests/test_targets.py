@@ -375,8 +375,8 @@ def test_the_command_end_to_end_on_digits(command, tmp_path):
     assert "no training afterwards" in flat
     assert (tmp_path / "files" / "zeros-80-int8.tflite").is_file()
     assert found["data"]["name"] == "digits" and len(found["records"]) == 5
-    code, printed, _ = command(*usual, "--json")
-    assert code == 0
+    code, printed, told = command(*usual, "--json")
+    assert code == 0 and "digits: test: 360 samples held out" in told
     assert [r["sparsity"] for r in json.loads(printed)["records"]] == [0.0, 0.8, 0.8, 0.0, 0.8]
 
 

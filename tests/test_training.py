@@ -8,7 +8,8 @@ from keras import layers
 from secateur.datasets import load
 from secateur.errors import SecateurError
 from secateur.methods.prune import Prune
-from secateur.training import Train, compiled_loss, infer_loss, train
+from secateur.outputs import compiled_loss
+from secateur.training import Train, infer_loss, train
 
 RNG = np.random.default_rng(0)
 X = RNG.random((120, 6), dtype=np.float32)

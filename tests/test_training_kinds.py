@@ -21,7 +21,6 @@ BACKEND = keras.backend.backend()
 STEPS = 8
 SIZES = {"hidden/kernel": 96, "head/kernel": 48}
 SCHEDULE = Schedule(initial=0.25, end=0.75, every=2, power=1)
-array_warning = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture
@@ -204,20 +203,6 @@ def test_checkpoints_of_any_step_are_as_sparse_as_the_schedule_says(
     expected = [[done[n], *asked(done[n] - 1, 2 * STEPS).values()] for n in names]
     assert len({tuple(row[1:]) for row in expected}) == 5  # each at another point of the schedule
     assert [[*map(int, line.split())] for line in result.splitlines()] == expected
-
-
-@array_warning
-def test_early_stopping_that_puts_denser_weights_back_is_noticed():
-    model = compiled(net())
-    # The loss falls: by this measure the first epoch is the best one.
-    stop = keras.callbacks.EarlyStopping(
-        "loss", mode="max", patience=2, start_from_epoch=0, restore_best_weights=True
-    )
-    callback = Prune(sparsity=0.8, schedule=SCHEDULE).callback()
-    with pytest.warns(UserWarning, match="put other weights into the model .EarlyStopping"):
-        fit(model, stop, callback, epochs=8)
-    assert zeros(model)["hidden/kernel"] == asked(STEPS - 1, 8 * STEPS)["hidden/kernel"] < 77
-    assert len(callback.notes) == 1
 
 
 def test_early_stopping_after_the_masks_were_final_stays_sparse():

@@ -6,7 +6,6 @@ seed. Of a record only sizes, times and validation figures are read here, never 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from secateur.errors import SecateurError, nearest
 from secateur.measurement import measure
+from secateur.records import read_json
 from secateur.reporting.records import load_runs
 from secateur.reporting.sweep_series import load_points
 
@@ -158,7 +158,7 @@ def _folders(records: Sequence[Record], root: Path | None) -> list[Path | None]:
         return [root for _ in records]
     found = {}
     for file in root.glob("*/run.json"):
-        found[json.loads(file.read_text(encoding="utf-8")).get("seed")] = file.parent
+        found[read_json(file)["seed"]] = file.parent
     return [found.get(seed) for seed in seeds]
 
 

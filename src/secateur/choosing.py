@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
+from secateur.apart import parse_size, quantity
 from secateur.candidates import QUALITIES, Candidate, File, candidates
 from secateur.errors import SecateurError, nearest
 
@@ -26,7 +26,6 @@ LIMITS = {
     "max_drop": "drop",
 }
 PREFERENCES = (*QUALITIES, "bytes", "gzip_bytes", "latency_us", "arena_bytes")
-SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 WORDS = {
     "accuracy": "validation accuracy",
@@ -224,17 +223,6 @@ def pareto_front(
     return tuple(front)
 
 
-def parse_size(value: float | str | None, name: str = "size") -> float | None:
-    """Bytes from a number or from text: 300000, "250kB", "1MiB".
-
-    >>> parse_size("250kB"), parse_size("1 MiB"), parse_size(300000)
-    (250000.0, 1048576.0, 300000.0)
-    """
-    return _quantity(
-        value, SIZES, f"{name} {value!r} received, expected bytes as 250kB, 1MiB, 300000"
-    )
-
-
 def parse_time(value: float | str | None, name: str = "max_latency") -> float | None:
     """Microseconds from seconds, or from text with its unit: "2ms", "800us".
 
@@ -243,20 +231,7 @@ def parse_time(value: float | str | None, name: str = "max_latency") -> float | 
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = f"{value!r}s"
-    return _quantity(value, TIMES, f"{name} {value!r} received, expected a time as 2ms, 800us")
-
-
-def _quantity(value: float | str | None, units: Mapping[str, float], wrong: str) -> float | None:
-    if value is None:
-        return None
-    parts = re.fullmatch(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([a-z]*)\s*", str(value).lower())
-    try:
-        number = float(parts[1]) * units[parts[2]] if parts else 0.0
-    except (ValueError, KeyError):
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise SecateurError(wrong)
-    return number
+    return quantity(value, TIMES, f"{name} {value!r} received, expected a time as 2ms, 800us")
 
 
 def _points(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -12,11 +13,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from secateur import cli_files, cli_report, cli_sensitivity, cli_sweep, cli_targets
+from secateur import (
+    cli_files,
+    cli_report,
+    cli_sensitivity,
+    cli_sweep,
+    cli_targets,
+    interrupts,
+)
+from secateur.apart import OPTIONS
 from secateur.cli_options import (
+    AllowChanceOption,
     DataOption,
     ImageSizeOption,
     ImportOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_scale,
@@ -32,7 +43,8 @@ app = typer.Typer(
     name="secateur",
     help="Prune and quantize a Keras 3 model, write the files that a device runs, and measure them.",
     epilog="Start with: secateur run demo --out out   (one minute, bundled data). "
-    "--debug after any command shows the traceback of an error.",
+    "After any command, --debug shows the traceback of an error, --max-memory 8GB and --max-seconds 600 "
+    "set the limits within which files are read, first run and converted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -69,6 +81,7 @@ def run(
     validation_split: Annotated[
         float, typer.Option(help="Share of the training part kept apart for choosing.")
     ] = 0.1,
+    outputs: OutputsOption = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
     seeds: Annotated[
         int, typer.Option(help="Repeat with this many seeds, each in its own folder.")
@@ -77,9 +90,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard the run found in --out.")
     ] = False,
-    allow_chance: Annotated[
-        bool, typer.Option("--allow-chance", help="Go on with a model no better than chance.")
-    ] = False,
+    allow_chance: AllowChanceOption = False,
 ) -> None:
     """Carry a model through a recipe: train, compress, export, reload, measure, report.
 
@@ -92,7 +103,7 @@ def run(
         from secateur import datasets, pipeline
         from secateur.grids import refuse_grid
         from secateur.recipe import Recipe
-        from secateur.run_folder import check_layout
+        from secateur.run_folder import check_inputs, check_layout
     import_all(imports)
     refuse_grid(recipe)
     loaded = Recipe.load(recipe)
@@ -106,8 +117,10 @@ def run(
         raise SecateurError(f"--seeds {seeds} received, expected at least 1")
     numbers = range(first, first + seeds)
     check_layout(out, loaded, numbers, overwrite=overwrite)
-    for number in numbers:
-        folder = out if seeds == 1 else out / f"seed-{number}"
+    folders = [out if seeds == 1 else out / f"seed-{number}" for number in numbers]
+    for folder in folders:
+        check_inputs(folder, loaded, (recipe, model), overwrite=overwrite)
+    for number, folder in zip(numbers, folders, strict=True):
         if seeds > 1:
             _out.print(f"[bold]seed {number}[/bold]")
         with live_progress(_err) as (progress, say):
@@ -127,6 +140,7 @@ def run(
                 imports=tuple(imports or ()),
                 overwrite=overwrite,
                 allow_chance=allow_chance,
+                outputs=outputs,
                 progress=progress,
                 say=say,
                 command=shlex.join(["secateur", *sys.argv[1:]]),
@@ -202,33 +216,48 @@ def recipes(
 
 def main() -> None:
     """Run the command line; errors a user can cause are one line and a non-zero exit."""
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    words = _without_limits(sys.argv[1:])
+    arguments = [word for word in words if word != "--debug"]
+    debug = len(arguments) < len(words)
     warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False) or 0
-    except SecateurError as error:
-        if debug:
-            raise
-        _fail(str(error))
     except Exception as error:
-        if isinstance(error, _USAGE_ERROR):
-            usage: Any = error
-            usage.show()
-            raise SystemExit(usage.exit_code) from None
         if debug:
             raise
-        text = str(error).strip().splitlines()
-        _fail(
-            f"unexpected {type(error).__name__}: {text[0] if text else ''} "
-            "(please report it; --debug shows where)"
-        )
-    if code == 130:  # Typer's word for Ctrl-C
-        same = "the same command" + " without --overwrite" * ("--overwrite" in arguments)
-        resumes = arguments[:1] in (["run"], ["sweep"])
-        kept = f"; what was finished is kept, {same} carries on" if resumes else ""
-        _fail(f"interrupted{kept}", code=130)
+        code = 130 if interrupts.received() else _explain(error)
+    if code == 130 or interrupts.received():  # 130: Typer's word for Ctrl-C
+        if interrupts.unwound():
+            _fail(interrupts.line(arguments), code=interrupts.code())
+        code = interrupts.code()
     raise SystemExit(code)
+
+
+def _explain(error: Exception) -> NoReturn:
+    """Say in one line what went wrong, and leave."""
+    if isinstance(error, SecateurError):
+        _fail(str(error))
+    if isinstance(error, _USAGE_ERROR):
+        usage: Any = error
+        usage.show()
+        raise SystemExit(usage.exit_code) from None
+    text = str(error).strip().splitlines()
+    _fail(
+        f"unexpected {type(error).__name__}: {text[0] if text else ''} "
+        "(please report it; --debug shows where)"
+    )
+
+
+def _without_limits(words: list[str]) -> list[str]:
+    """The words of a command without the limits, which are set for this process and those below."""
+    left, waiting = [], list(words)
+    while waiting:
+        option, equals, value = waiting.pop(0).partition("=")
+        if option in OPTIONS and (equals or waiting):
+            os.environ[OPTIONS[option]] = value if equals else waiting.pop(0)
+        else:
+            left.append(option + equals + value)
+    return left
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

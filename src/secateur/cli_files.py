@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from secateur.artifact import FORMATS, add_to_manifest, refuse_inputs
 from secateur.cli_options import (
+    AllowChanceOption,
     DataOption,
     ImageSizeOption,
     ImportOption,
     LayerOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_layers,
@@ -20,6 +24,7 @@ from secateur.cli_options import (
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -60,6 +65,8 @@ def export(
     c_array: Annotated[
         bool, typer.Option("--c-array", help="Write a C header beside each .tflite.")
     ] = False,
+    allow_chance: AllowChanceOption = False,
+    outputs: OutputsOption = None,
     imports: ImportOption = None,
 ) -> None:
     """Write the files that a runtime loads, each reloaded, run and checked.
@@ -82,11 +89,12 @@ def export(
         )
     with frameworks():
         from secateur import datasets
-        from secateur.artifact import write_manifest
         from secateur.exporting import export as export_model
+        from secateur.file_rows import require_same
         from secateur.loading import load
+        from secateur.measurement import meanings
         from secateur.measurement import measure as measure_file
-        from secateur.runtimes.keras import load_model
+        from secateur.runtimes.keras import load as load_session
         from secateur.widths import beside
     import_all(imports)
     found = None
@@ -98,9 +106,15 @@ def export(
         )
     elif beside(model).is_file():
         out.print(f"{beside(model)}: not used, --layer says other bits", soft_wrap=True)
-    loaded = load_model(model) if found is None else found.model
+    session: Any = load_session(model)
+    means = meanings(session, model, outputs)
+    loaded = session.model if found is None else found.model
     if formats is None:
         formats = "float32," + ("dynamic" if found is None else found.specification.format)
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    planned = [f"{model.stem}-{name}{FORMATS.get(name, '')}" for name in names]
+    refuse_inputs({f"--out: {p}": folder / p for p in planned}, (model, data, calibration))
 
     def read(name: str | None) -> Any:
         if name is None:
@@ -111,36 +125,48 @@ def export(
     measured_on, calibrated_on = read(data), read(calibration)
     artifacts = export_model(
         found or loaded,
-        [name.strip() for name in formats.split(",") if name.strip()],
+        names,
         folder,
         stage=model.stem,
-        calibration=_calibration(calibrated_on),
-        data=_samples(measured_on or calibrated_on),
+        calibration=calibrated_on,
+        data=measured_on,
         imports=tuple(imports or ()),
         io="float" if float_io else "int",
         allow_float=allow_float,
         strip=stripped,
         header=c_array,
         layers=layers,
+        allow_chance=allow_chance,
+        outputs=means,
     )
-    write_manifest(folder, artifacts)
+    add_to_manifest(folder, artifacts)
     from secateur.reporting.console import measurements
 
     records = []
     for artifact in artifacts:
-        measured = measure_file(artifact.path, measured_on)
+        measured = measure_file(artifact.path, measured_on, outputs=means)
+        require_same(artifact)
         records.append({**measured.to_record(), "path": str(artifact.path)})
     out.print(measurements(records))
+    if measured_on is not None:
+        tell_notes(measured_on, "test", *(["calibration"] if data == calibration else []))
+    if calibrated_on is not None and data != calibration:
+        tell_notes(calibrated_on, "calibration")
     for artifact in artifacts:
-        out.print(
-            f"{artifact.path}: reloaded and run; outputs differ from the model's by "
-            f"{artifact.parity['relative_rms']:.1e} (relative RMS), the same answer for "
-            f"{100 * artifact.parity['agreement']:.1f} % of {artifact.parity['n']} samples",
-            highlight=False,
-            soft_wrap=True,
-        )
+        told = f"{artifact.path}: reloaded and {_compared(artifact.parity)}"
+        out.print(told, highlight=False, soft_wrap=True)
     for text in [text for artifact in artifacts for text in artifact.notes]:
         out.print(text, highlight=False, soft_wrap=True)
+
+
+def _compared(parity: Mapping[str, Any]) -> str:
+    if not parity:
+        return "run; not compared on data"
+    return (
+        f"run; outputs differ from the model's by {parity['relative_rms']:.1e} of their spread "
+        f"(relative RMS), the same answer for {100 * parity['agreement']:.1f} % of {parity['n']} "
+        f"samples of {parity['on']}"
+    )
 
 
 def measure(
@@ -157,6 +183,10 @@ def measure(
             "else the file's own."
         ),
     ] = None,
+    outputs: OutputsOption = None,
+    codes: Annotated[
+        bool, typer.Option("--codes", help="The data are codes of the file's input, not values.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
     imports: ImportOption = None,
 ) -> None:
@@ -169,8 +199,10 @@ def measure(
     """
     from secateur import datasets
     from secateur.measurement import measure as measure_file
+    from secateur.outputs import asked
     from secateur.runtimes import runtime as runtime_named
 
+    asked(outputs)
     specs = [spec.strip() for spec in runtime.split(",")] if runtime else [None]
     for spec in specs:
         if spec is not None:
@@ -187,31 +219,21 @@ def measure(
     records, refused = [], []
     for file, spec in ((file, spec) for file in files for spec in specs):
         try:
-            measured = measure_file(file, loaded, threads=threads, runtime=spec)
+            measured = measure_file(
+                file, loaded, threads=threads, runtime=spec, outputs=outputs, codes=codes
+            )
             records.append({**measured.to_record(), "path": str(file)})
         except SecateurError as error:
             if len(files) * len(specs) == 1:
                 raise
             refused.append({"path": str(file), "runtime": spec, "refused": str(error)})
     if as_json:
-        print(json.dumps([*records, *refused], indent=2))
+        print(json.dumps([*records, *refused], indent=2, allow_nan=False))
     else:
         from secateur.reporting.console import measurements
 
         out.print(measurements([*records, *refused]))
+    if loaded is not None:
+        tell_notes(loaded, "test")
     if refused:
         raise typer.Exit(1)
-
-
-def _calibration(data: Any) -> Any:
-    if data is None:
-        return None
-    split = data.calibration or data.test
-    return None if split is None else split.x
-
-
-def _samples(data: Any) -> Any:
-    if data is None:
-        return None
-    split = data.validation or data.train or data.test
-    return None if split is None else split.x[:500]

@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from secateur.datasets import Data
 
 out = Console()
 err = Console(stderr=True)
@@ -36,9 +39,20 @@ ScaleOption = Annotated[
         "--scale", help="Divide inputs by this number (255), or auto. Named data are scaled."
     ),
 ]
+AllowChanceOption = Annotated[
+    bool, typer.Option("--allow-chance", help="Go on with a model no better than chance.")
+]
 ImportOption = Annotated[
     list[str] | None,
     typer.Option("--import", help="Python module that registers custom layers; may be repeated."),
+]
+OutputsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--outputs",
+        help="What the model gives, logits or probabilities, where neither its last activation, its "
+        "loss nor the manifest beside it says so.",
+    ),
 ]
 
 LayerOption = Annotated[
@@ -72,6 +86,16 @@ def as_image_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
         raise SecateurError(f"--image-size {text!r} received, expected HEIGHTxWIDTH, as 96x96")
     return int(sides[0]), int(sides[1])
+
+
+def tell_notes(data: Data, *parts: str) -> None:
+    """Print what the reader of the data noted, but for the splits that are not used: all but `parts`."""
+    unused = tuple(
+        f"{part}:" for part in ("train", "validation", "calibration", "test") if part not in parts
+    )
+    for note in data.notes:
+        if not note.startswith(unused):
+            err.print(f"{data.name}: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def as_layers(texts: list[str] | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.artifact import refuse_records
 from secateur.cli_options import out as _out
 from secateur.errors import SecateurError
 
@@ -50,17 +51,18 @@ def report(
             "--header received alone, expected a document to write it into; fix: add --docx, "
             "--notebook or --handin"
         )
-    show(
-        folder,
-        html=html,
-        docx=docx,
-        notebook=notebook,
-        csv=csv,
-        markdown=markdown,
-        as_json=as_json,
-        handin=handin,
-        header=header or [],
-    )
+    forms = {
+        "html": html,
+        "docx": docx,
+        "notebook": notebook,
+        "csv": csv,
+        "markdown": markdown,
+        "as_json": as_json,
+        "handin": handin,
+    }
+    options = {f"--{form.removeprefix('as_')}": path for form, path in forms.items()}
+    refuse_records(options, folder)
+    show(folder, header=header or [], **forms)
 
 
 def show(folder: Path, *, header: list[str] | None = None, **paths: Path | None) -> None:

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.artifact import refuse_inputs, refuse_records
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
     ImportOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_scale,
@@ -20,6 +22,7 @@ from secateur.cli_options import (
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -35,6 +38,7 @@ def sensitivity(
     seed: Annotated[int, typer.Option(help="Of the validation split.")] = 0,
     scale: ScaleOption = None,
     image_size: ImageSizeOption = None,
+    outputs: OutputsOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the records.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the records as CSV.")] = None,
@@ -57,10 +61,14 @@ def sensitivity(
     for path in (html, as_json, csv):
         if path is not None and not path.absolute().parent.is_dir():
             raise SecateurError(f"{path}: no folder {path.parent}; fix: make it, or name another")
+    options = {"--html": html, "--json": as_json, "--csv": csv}
+    refuse_inputs(options, (model, data))
+    refuse_records(options)
     with frameworks():
         from secateur import datasets
         from secateur import sensitivity as measured
-        from secateur.runtimes.keras import load_model
+        from secateur.measurement import meanings
+        from secateur.runtimes.keras import KerasSession, load_model
     import_all(imports)
     from secateur.progress import live_progress
     from secateur.reporting import sensitivity as told
@@ -70,10 +78,12 @@ def sensitivity(
     samples = datasets.load(
         data, scale=as_scale(scale), image_size=as_image_size(image_size), seed=seed
     )
+    means = meanings(KerasSession(loaded), model, outputs)
     both = ladder is None and widths is None
     records: list[dict[str, Any]] = []
     with live_progress(err) as (progress, _):
         asked: dict[str, Any] = {"limit": limit, "seed": seed, "progress": progress}
+        asked["outputs"] = next(iter(means.values()))
         if both or ladder is not None:
             sparsities = ladder or measured.SPARSITIES
             records += measured.pruning_sensitivity(loaded, samples, sparsities=sparsities, **asked)
@@ -83,6 +93,7 @@ def sensitivity(
             )
     for table in told.tables(records):
         out.print(table)
+    tell_notes(samples, "validation")
     sentence = told.findings(records)
     out.print(sentence, highlight=False, markup=False)
     detail = f"{samples.name}: {', '.join(n for n in samples.notes if n.startswith('validation'))}"

@@ -11,6 +11,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from secateur.artifact import refuse_records
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -139,6 +140,7 @@ def choose(
     from secateur.choosing import choose as chosen_of
     from secateur.reporting import choice as told
 
+    refuse_records({"--figure": figure, "--json": as_json}, runs)
     found = chosen_of(
         runs,
         max_bytes=max_bytes,

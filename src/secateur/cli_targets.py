@@ -12,6 +12,7 @@ from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
     ImportOption,
+    OutputsOption,
     ScaleOption,
     as_image_size,
     as_scale,
@@ -19,6 +20,7 @@ from secateur.cli_options import (
     frameworks,
     import_all,
     out,
+    tell_notes,
 )
 from secateur.errors import SecateurError
 
@@ -44,6 +46,7 @@ def targets(
     as_json: Annotated[bool, typer.Option("--json", help="Print plain records.")] = False,
     scale: ScaleOption = None,
     image_size: ImageSizeOption = None,
+    outputs: OutputsOption = None,
     imports: ImportOption = None,
 ) -> None:
     """Where compression pays: is the pruned model smaller, is it faster, on each target?
@@ -69,25 +72,25 @@ def targets(
         raise SecateurError(f"{folder} holds a run; choose another --out")
     with frameworks():
         from secateur import datasets, payoff
-        from secateur.runtimes.keras import load_model
     import_all(imports)
     from secateur.progress import live_progress
     from secateur.reporting import targets as told
 
     payoff.check(model, ladder, names := _names(target))  # before anything is read
-    loaded = load_model(model)
     samples = datasets.load(data, scale=as_scale(scale), image_size=as_image_size(image_size))
     with live_progress(err) as (progress, _):
         records = payoff.targets(
-            loaded,
+            model,
             samples,
             sparsities=ladder,
             runtimes=names,
             out=folder,
             limit=limit,
             imports=tuple(imports or ()),
+            outputs=outputs,
             progress=progress,
         )
+    tell_notes(samples, "calibration", "test")
     found = {
         "format_version": 1,
         "kind": "targets",

@@ -15,15 +15,16 @@ from secateur.copying import copy_model
 from secateur.datasets import Data, fit_to, load
 from secateur.errors import SecateurError
 from secateur.methods.keep_zeros import KeepZeros
+from secateur.outputs import compiled_loss
 from secateur.plan import Plan, promised_zeros
 from secateur.promises import Promise, check, require
 from secateur.recipe import Recipe
+from secateur.seeding import random_states_kept
 from secateur.training import (
     History,
     Progress,
     Snapshot,
     Train,
-    compiled_loss,
     infer_loss,
     reestimate_batchnorm,
     train,
@@ -62,6 +63,7 @@ class Compressed:
     specification: Specification | None = field(default=None, repr=False)
 
 
+@random_states_kept()
 def compress(
     model: Any,
     recipe: Recipe,
@@ -336,7 +338,7 @@ def _loss_for(model: Any, loss: Any, settings: Train, samples: Any) -> Any:
     """The loss of a step that acts without training: named, compiled, else inferred."""
     if settings.loss or loss is not None or not samples or samples[0][1] is None:
         return settings.loss or loss
-    return infer_loss(model, *samples[0])
+    return infer_loss(model, *samples[0], meaning=settings.outputs)
 
 
 def train_control(

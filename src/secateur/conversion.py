@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
-import os
 import re
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from secateur import quantization
-from secateur.apart import Cost, Limits, run_apart
+from secateur.apart import Cost, Limits, run_python
 from secateur.errors import SecateurError
 from secateur.locating import placed
 from secateur.matching import matched
@@ -260,7 +259,26 @@ def _traced(model: Any, batch: int | None, format: str) -> bytes:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tracked)
     if format == "sparse":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    return bytes(converter.convert())
+    return _ordered(bytes(converter.convert()), list(inputs), list(outputs))
+
+
+def _ordered(blob: bytes, *names: list[str]) -> bytes:
+    """Return the file with its inputs and outputs in the model's order, by which firmware counts them.
+
+    The converter has an order of its own, in which output(0) may be any. Written in place.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    writable = bytearray(blob)
+    model, file = schema.Model.GetRootAs(writable, 0), TfliteFile.parse(blob, "the float file")
+    for side, tensors, wanted in zip(
+        ("Inputs", "Outputs"), (file.inputs, file.outputs), names, strict=True
+    ):
+        indices = getattr(model.Subgraphs(0), f"{side}AsNumpy")()
+        ordered = [tensors[name] for name in wanted if name in tensors]
+        if sorted(ordered) == sorted(indices):  # an input that nothing reads may not be there
+            indices[:] = ordered
+    return bytes(writable)
 
 
 def _cause(error: Exception) -> str:
@@ -303,17 +321,15 @@ def in_clean_process(
     limits: None takes those of the environment. spent: told what the process took.
     """
     save_model(model, folder / "model.keras")
-    command = [sys.executable, "-m", module, str(folder), *formats]
+    command = [module, str(folder), *formats]
     command += [word for name in imports for word in ("--import", name)]
     environment = {
-        **os.environ,
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
-        # What this process can import, the clean one can too.
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
     }
-    done, cost = run_apart(command, environment, limits or Limits.of_environment(), "the converter")
+    limits = limits or Limits.of_environment()
+    done, cost = run_python(command, limits, "the converter", environment)
     if spent is not None:
         spent(cost)
     if done.returncode == 0:

@@ -7,9 +7,10 @@ from typing import Any
 import keras
 
 from secateur.errors import SecateurError
-from secateur.training import random_states
+from secateur.seeding import random_states, random_states_kept
 
 
+@random_states_kept()
 def copy_model(model: Any) -> Any:
     """An uncompiled copy with the same names and weights; refuses what cannot be cloned."""
     layers = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}

@@ -5,19 +5,23 @@ seed, chooses; `calibration`, inputs of `train` without labels, gives activation
 read by the final measurement and by nothing else, and is the same whatever the seed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateur import sources
+from secateur.records import of_file
 from secateur.streams import Pair, refused
 
 CALIBRATION = 500  # activation ranges settle after a few hundred samples
+UNSCALED = "x left in 0..255; scale=255 (--scale 255) divides it"
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -71,6 +75,11 @@ class Data:
                 f"samples of shapes {' and '.join(map(str, shapes)) or 'none'} in {self.name}"
             )
             raise refused(received, "one shape in training and test part", "reshape one of them")
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether inputs are 8-bit values that nobody said how to scale."""
+        return UNSCALED in self.notes
 
     def describe(self) -> dict[str, Any]:
         """Return name, sizes, per-sample shape, dtype, classes, notes and sha256 as JSON data.
@@ -132,8 +141,8 @@ def load(
     source = sources.read(spec, image_size)
     train, test = source.train, source.test
     arrays = [array for pair in (train, test) if pair for array in pair if array is not None]
-    for pair in (train, test):
-        if pair is not None:
+    with of_file(spec) if isinstance(spec, str | Path) else contextlib.nullcontext():
+        for pair in filter(None, (train, test)):
             Split(*pair)  # refuses what has no samples, or not a label for each
     divisor, notes = _scaling(scale, source.scale, arrays[0].dtype)
     notes = [*source.notes, *notes]
@@ -143,6 +152,11 @@ def load(
         notes.append(f"test: {len(test[0]):,} samples held out, the same whatever the seed{seen}")
     elif test is not None:
         notes.append(f"test: the data's own test part of {len(test[0]):,} samples")
+    if train is not None and test is not None and (twice := _repeated(train[0], test[0])):
+        notes.append(
+            f"test: {twice:,} of {len(test[0]):,} samples stand in the training part too, value for "
+            "value: what is measured on them was seen in training"
+        )
     splits: dict[str, Split | None] = dict.fromkeys(SPLITS)
     if test is not None:
         # Chosen, for a prefix of a user's file is often one class; by a fixed seed, for all runs.
@@ -214,6 +228,24 @@ def _hold_out(pair: Pair) -> tuple[Pair | None, Pair]:
     return (None if held.all() else _take(pair, ~held)), _take(pair, held)
 
 
+def _repeated(train: np.ndarray, test: np.ndarray) -> int:
+    """How many samples of `test` are also samples of `train`, byte for byte."""
+    if train.shape[1:] != test.shape[1:]:
+        return 0  # `Data` says so
+    dtype = np.result_type(train, test)
+
+    def digests(x: np.ndarray) -> Iterator[bytes]:
+        for start in range(0, len(x), 1024):
+            rows = np.ascontiguousarray(x[start : start + 1024], dtype) + dtype.type(
+                0
+            )  # -0.0 is 0.0
+            for row in rows:
+                yield hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+
+    seen = set(digests(train))
+    return sum(digest in seen for digest in digests(test))
+
+
 def _split(pair: Pair, rows: np.ndarray, divisor: float) -> Split:
     x, y = _take(pair, rows)
     if divisor != 1.0 or x.dtype.kind == "f" or x.dtype.itemsize == 1:
@@ -230,8 +262,7 @@ def _take(pair: Pair, rows: np.ndarray) -> Pair:
 def _scaling(scale: Any, own: float | None, dtype: np.dtype) -> tuple[float, list[str]]:
     """Return what x is divided by, and the notes that say so; `own`: the source's own divisor."""
     if scale is None and own is None:
-        note = "x left in 0..255; scale=255 (--scale 255) divides it"
-        return 1.0, [note] if dtype == np.uint8 else []
+        return 1.0, [UNSCALED] if dtype == np.uint8 else []
     if scale in (None, "auto"):
         scale = own or (255.0 if dtype == np.uint8 else 1.0)
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from keras import layers, ops
 
 from secateur.errors import Impossible, SecateurError
+from secateur.seeding import random_states_kept
 from secateur.weights import weight_table
 
 Arrays = list[tuple[Any, Any]]  # (kernel, bias or None) of each Dense layer
@@ -231,6 +232,7 @@ def dead_shares(shapes: Sequence[tuple[int, int]], kept: Kept) -> Dead:
     return Dead(incoming=into / total, outgoing=out_of / total, network=1 - left / total)
 
 
+@random_states_kept()
 def narrow(model: Any, kept: Kept | None = None) -> Any:
     """The Keras model of a chain's kept units, with sliced weights; uncompiled, same layer names.
 

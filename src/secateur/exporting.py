@@ -20,10 +20,12 @@ from secateur.errors import SecateurError, nearest
 from secateur.firmware import c_header, c_name
 from secateur.fusing import points_of
 from secateur.loading import Quantized, require_weights
+from secateur.outputs import Meanings, asked, compiled_loss, of_model
+from secateur.preflight import calibration_samples, inputs_of
 from secateur.promises import Promise
-from secateur.quantization import MIXED, QUANTIZATIONS
+from secateur.quantization import IO, MIXED, QUANTIZATIONS
 from secateur.runtimes import litert
-from secateur.runtimes.keras import save_model, signature
+from secateur.runtimes.keras import operations, save_model, signature
 from secateur.substitute import as_in_file
 from secateur.tflite import TfliteFile
 from secateur.verification import Verified, verify
@@ -58,6 +60,8 @@ def export(
     layers: Mapping[str, Any] | None = None,
     specification: Specification | None = None,
     progress: Callable[[str], None] | None = None,
+    allow_chance: bool = False,
+    outputs: str | Meanings | None = None,
 ) -> list[Artifact]:
     """Write a model as `<out>/<stage>-<format><suffix>`, each file verified, or none at all.
 
@@ -67,9 +71,11 @@ def export(
         out: a folder, made if it is not there.
         stage: what the model is, for the file's name ("baseline", "pruned").
         promises: what must be true of the weights in every file.
-        data: inputs (n, ...) for the comparison; None: random ones from seed 0.
+        data: inputs (n, ...) for the comparison; None: those of the calibration, else random ones,
+            on which files of ranges (int8, int16x8, onnx-int8) are run and not compared.
         imports: modules that register the model's own layers.
-        calibration: inputs (n, ...) of training, from which integer formats take their ranges.
+        calibration: inputs (n, ...) of training, from which integer formats take their ranges; or
+            (x, y), a `Split` or a `Data`, of which others are compared on than calibrate.
         io: "int" or "float", what integer formats take in and give out.
         allow_float: keep an integer file in which an operator computes in float, named "mixed".
         strip: leave names, metadata and signatures out of `.tflite` files (same outputs).
@@ -80,16 +86,30 @@ def export(
         specification: what a quantize step left (`Compressed.specification`), for its format
             and "onnx-int8".
         progress: called with the name of each file before it is written.
+        allow_chance: calibrate with data that the model does not seem to be trained on: whose labels
+            it knows no better than chance, or 8-bit pixels that nothing scales.
+        outputs: what the numbers that come out mean, for the manifest, as in `measure`; None: as the
+            last activation says, else the loss that the model was compiled with.
 
     Raises `SecateurError` with the cause where a file cannot be written, or does not verify.
     """
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
     for format in formats:
         if format not in FORMATS:
             raise SecateurError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
+    if io not in IO:
+        raise SecateurError(f"unknown io {io!r}; {nearest(io, IO)}")
     if isinstance(model, Quantized):
         promises = (*promises, *(() if layers else model.promises))
         model, specification = model.model, specification or model.specification
     _require_finite(model)
+    if any(FORMATS[format] in (".tflite", ".onnx") for format in formats):
+        _require_float(model)
+    ends = of_model(signature(model)[1], compiled_loss(model)) if outputs is None else outputs
+    meanings = {**ends} if isinstance(ends, Mapping) else asked(ends, signature(model)[1])
+    calibration, data, compared_on = _samples(
+        model, calibration, data, meanings, may_be_chance=allow_chance
+    )
     widths = _chosen(layers, formats, model)
     if layers:
         specification = None  # other bits than those that its ranges belong to
@@ -145,7 +165,11 @@ def export(
                 told = str(error).replace(str(temporary), str(path))
                 raise SecateurError(told) from error
             tensors = _with_skipped(found.tensors, format, promises, floats)
-            notes = (*_left_in_float(tensors), *_not_sparse(format, blobs.get(format)))
+            notes = (
+                *found.notes,
+                *_left_in_float(tensors),
+                *_not_sparse(format, blobs.get(format)),
+            )
             if trained and names[format] in MIXED.values():
                 notes += (f"computed in float as in training: {points_of(model).told_floats()}",)
             if format in compiled:
@@ -160,7 +184,9 @@ def export(
                 text = c_header(temporary.read_bytes(), path.stem)
                 all_or_none.enter_context(staged(target)).write_text(text, encoding="utf-8")
                 notes += (f"{target}: the array is called {c_name(path.stem)}_tflite",)
-            written[path] = names[format], dataclasses.replace(found, tensors=tensors), notes
+            parity = {**found.parity, "on": compared_on} if found.parity else {}
+            found = dataclasses.replace(found, tensors=tensors, parity=parity)
+            written[path] = names[format], found, notes
     for path, (format, *_) in written.items():
         if format in ("keras", "h5") and specification is None:
             beside(path).unlink(missing_ok=True)  # of the file that stood here before
@@ -172,9 +198,30 @@ def export(
             parity=found.parity,
             tensors=found.tensors,
             notes=notes,
+            outputs=meanings,
         )
         for path, (format, found, notes) in written.items()
     ]
+
+
+def _samples(
+    model: Any, calibration: Any, data: Any, meanings: Meanings, *, may_be_chance: bool
+) -> tuple[Any, Any, str]:
+    """Inputs to calibrate with, inputs to compare on (None: random ones), and what these are."""
+    others = None
+    if calibration is not None:
+        calibration, others = calibration_samples(
+            model, calibration, meanings, may_be_chance=may_be_chance
+        )
+    if data is not None:
+        return calibration, inputs_of(data), "data"
+    if others is not None:
+        return calibration, others, "data held out from the calibration"
+    return (
+        calibration,
+        calibration,
+        "random inputs" if calibration is None else "the calibration data",
+    )
 
 
 def _described(
@@ -184,7 +231,7 @@ def _described(
     found = dataclasses.replace(
         specification, tensors=ranges, weights=fingerprint(weight_table(model))
     )
-    return json.dumps(found.to_record(), indent=1)
+    return json.dumps(found.to_record(), indent=1, allow_nan=False)
 
 
 def _reference(
@@ -218,7 +265,11 @@ def _stripped(blob: bytes, model: Any) -> bytes:
 
 
 def _renamed(samples: dict[str, np.ndarray], blob: bytes) -> dict[str, np.ndarray]:
-    return dict(zip(litert.load(blob).input_names, samples.values(), strict=True))
+    """Samples under the names of a file; by their place where it has none, which is the model's."""
+    names = litert.load(blob).input_names
+    if set(names) == set(samples):
+        return samples
+    return dict(zip(names, samples.values(), strict=True))
 
 
 def _chosen(
@@ -300,4 +351,15 @@ def _require_finite(model: Any) -> None:
         raise SecateurError(
             f"NaN or infinity received in {', '.join(broken)}, expected finite weights; "
             "fix: train again with a smaller learning rate, or from an earlier checkpoint"
+        )
+
+
+def _require_float(model: Any) -> None:
+    """Keras's own `quantize` leaves codes that a converter makes no operators of."""
+    coded = [o for o in operations(model) if getattr(o, "quantization_mode", None)]
+    if coded:
+        raise SecateurError(
+            f"{', '.join(o.name for o in coded)} received as quantized by Keras "
+            f"({coded[0].quantization_mode}), expected floats, of which a file's codes are made; "
+            "fix: export the model as it was before, in a format such as dynamic or int8"
         )

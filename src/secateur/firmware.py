@@ -142,17 +142,17 @@ def _description(blob: bytes, name: str, called: str) -> Iterator[str]:
 
 
 def _interface(blob: bytes) -> Iterator[str]:
-    """One line for each input and output: type, shape, and how its codes are scaled."""
+    """One line for each input(k) and output(k): type, shape, and how its codes are scaled."""
     from ai_edge_litert import schema_py_generated as schema
 
     file = TfliteFile.parse(blob, "the .tflite file")
     types = {code: name for name, code in vars(schema.TensorType).items() if name[0] != "_"}
     graph = schema.Model.GetRootAs(blob, 0).Subgraphs(0)
     for word, named in (("input", file.inputs), ("output", file.outputs)):
-        for name, index in named.items():
+        for place, (name, index) in enumerate(named.items()):
             tensor = graph.Tensors(index)
             shape = ", ".join(str(tensor.Shape(k)) for k in range(tensor.ShapeLength()))
-            line = f"{word} {_plain(name)}: {types[tensor.Type()].lower()} [{shape}]"
+            line = f"{word}({place}) {_plain(name)}: {types[tensor.Type()].lower()} [{shape}]"
             scaling = tensor.Quantization()
             if scaling is not None and scaling.ScaleLength():
                 zero_point = scaling.ZeroPoint(0) if scaling.ZeroPointLength() else 0

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import tomli_w
 from secateur.errors import SecateurError, nearest
 from secateur.recipe import Recipe, Step
 from secateur.recipes import builtin_grids, builtin_recipes
+from secateur.records import of_file, parse_toml, read_text, read_toml
 
 SWEEP = "sweep"
 FILES = ("all", "first-seed", "none")
@@ -219,8 +219,8 @@ class Grid:
     def from_toml(cls, text: str, where: str = "grid") -> Grid:
         """A grid from TOML text."""
         try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            found = parse_toml(text)
+        except ValueError as error:
             raise SecateurError(f"{where} is not valid TOML: {error}") from None
         return cls.from_dict(found, text)
 
@@ -239,12 +239,16 @@ class Grid:
                 f"{str(name)!r} is one recipe, expected a grid of several; fix: "
                 f"`secateur run {name}`, or give it {{ sweep = [...] }} in place of a value"
             )
+        text = None
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             if path.suffix == ".toml":
-                cause = getattr(error, "strerror", None) or "not a text file"
+                cause = getattr(error, "strerror", None) or error
                 raise SecateurError(f"cannot read grid {path}: {cause}") from None
+        if text is not None:
+            with of_file(path):
+                return cls.from_toml(text)
         raise SecateurError(f"no grid {str(name)!r}; {nearest(str(name), known)}, or give a .toml")
 
 
@@ -288,16 +292,17 @@ def refuse_grid(name: str | Path) -> None:
     secateur.errors.SecateurError: 'challenge' is a grid of several recipes, expected one; fix: \
 use `secateur sweep challenge`
     """
-    text = builtin_grids().get(str(name))
-    if text is None and Path(name).suffix == ".toml":
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = Path(name).read_text(encoding="utf-8")
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        if text is not None and sweeps(tomllib.loads(text)):
-            raise SecateurError(
-                f"{str(name)!r} is a grid of several recipes, expected one; fix: use "
-                f"`secateur sweep {name}`"
-            )
+    text, found = builtin_grids().get(str(name)), None
+    with contextlib.suppress(OSError, ValueError):
+        if text is not None:
+            found = parse_toml(text)
+        elif Path(name).suffix == ".toml":
+            found = read_toml(Path(name))
+    if sweeps(found):
+        raise SecateurError(
+            f"{str(name)!r} is a grid of several recipes, expected one; fix: use "
+            f"`secateur sweep {name}`"
+        )
 
 
 def fingerprint(*parts: Any) -> str:

@@ -12,7 +12,7 @@ from secateur.arrays.affine import relative_rms
 from secateur.errors import SecateurError
 from secateur.promises import Finding, Promise, check
 from secateur.runtimes import Constant
-from secateur.runtimes.keras import leaves
+from secateur.runtimes.keras import operations
 from secateur.weights import Weight, weight_table
 from secateur.widths import STORED, Width
 
@@ -74,6 +74,9 @@ LAYOUTS = (
     Layout(name="as in Keras", ranks=(1, 2, 3, 4, 5)),
 )
 
+# Least squares for inputs and outputs in turn, each time nearer by a factor or given up.
+TURNS = 50
+
 # Layers whose kernels every format stores whole; of others (recurrent, custom) only what was
 # promised must be found, since a converter may cut or merge them.
 TRACED = {
@@ -81,18 +84,29 @@ TRACED = {
     *("DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose"),
     "Conv2DTranspose",
 }
-# Layers that converters fold into their neighbours' weights, as a factor for each channel.
-FOLDED = {"BatchNormalization", "Normalization", "Rescaling"}
+# Converters fold a multiplication into its neighbours' weights, as a factor for each channel: of a
+# normalization, of `h * 30`, of an activation such as hard_sigmoid. Here is what multiplies nothing.
+PLAIN_ACTIVATIONS = {"linear", "relu", "sigmoid", "softmax", "tanh"}
+PLAIN_LAYERS = TRACED | {
+    *("Activation", "Add", "Concatenate", "Dropout", "Flatten", "Identity", "InputLayer"),
+    *("Permute", "ReLU", "RepeatVector", "Reshape", "Softmax", "ZeroPadding1D", "ZeroPadding2D"),
+    *("AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+    *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling1D", "MaxPooling2D"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A weight and the tensor of the file that holds it, times `factor` if one was folded in."""
+    """A weight and the tensor of the file that holds it, times `factor` if one was folded in.
+
+    merged: the tensor holds the sum of the weight and its LoRA update.
+    """
 
     weight: Weight
     constant: Constant | None = None
     layout: Layout = LAYOUTS[-1]
     factor: np.ndarray | None = None
+    merged: bool = False
 
     def to_record(self, format: str) -> dict[str, Any]:
         """Plain data: the tensor, its type and layout, or why there is none.
@@ -107,8 +121,10 @@ class Match:
         record["layout"] = self.layout.name
         if self.factor is not None:
             record["folded"] = "times a factor for each channel"
+        if self.merged:
+            record["merged"] = "with its LoRA update"
         if self.constant.coded and self.weight.role in ("kernel", "embedding"):
-            expected = np.asarray(self.weight.read(), np.float64)
+            expected = np.asarray(self.weight.read(merged=self.merged), np.float64)
             expected = expected if self.factor is None else expected * self.factor
             stored = self.layout.back(self.constant.dequantized(), self.weight.shape)
             record["error"] = relative_rms(stored, expected)
@@ -143,7 +159,7 @@ def located(constants: Sequence[Constant], model: Any, promised: set[str]) -> di
     by_size: dict[int, list[Constant]] = {}
     for constant in constants:
         by_size.setdefault(constant.values.size, []).append(constant)
-    foldable = any(type(layer).__name__ in FOLDED for layer in leaves(model))
+    foldable = not all(map(multiplies_nothing, operations(model)))
     found, lost = {}, []
     for weight in weight_table(model):
         with np.errstate(all="ignore"):  # a damaged file may hold anything: inf, or nearly
@@ -160,6 +176,16 @@ def located(constants: Sequence[Constant], model: Any, promised: set[str]) -> di
             "the model with its values; fix: the file is damaged or of another model, export again"
         )
     return found
+
+
+def multiplies_nothing(operation: Any) -> bool:
+    """Whether a layer or operation multiplies by nothing that could be folded into a neighbour."""
+    activation = getattr(operation, "activation", None)
+    return (
+        type(operation).__name__ in PLAIN_LAYERS
+        and type(operation).__module__.startswith("keras.")
+        and (activation is None or getattr(activation, "__name__", "") in PLAIN_ACTIVATIONS)
+    )
 
 
 def placed(
@@ -188,24 +214,64 @@ def placed(
 
 
 def _find(weight: Weight, candidates: Sequence[Constant], foldable: bool) -> Match | None:
-    values = np.asarray(weight.read())
-    layouts = [layout for layout in LAYOUTS if values.ndim in layout.ranks]
-    for constant, layout in itertools.product(candidates, layouts):
-        stored, slack = _stored(constant, layout, values.shape)
-        # Half a step is what rounding may cost.
-        if (np.abs(stored - values) <= 0.501 * slack).all():
-            return Match(weight=weight, constant=constant, layout=layout)
-    for constant, layout in itertools.product(candidates if foldable else (), layouts):
-        stored, slack = _stored(constant, layout, values.shape)
-        # The factor is estimated from rounded values: that may cost as much again.
-        slack = slack + 1e-5 * np.abs(stored).max(initial=0)
-        for channels in layout.channels:
-            factor = _factor(values, stored, channels)
-            # With a factor for each element anything fits, save for where the zeros are.
-            telling = values.size >= 2 * factor.size or _same_zeros(values, stored, constant.coded)
-            if telling and (np.abs(stored - factor * values) <= slack).all():
-                return Match(weight=weight, constant=constant, layout=layout, factor=factor)
+    for merged in (False, True) if weight.lora else (False,):
+        values = np.asarray(weight.read(merged=merged))
+        for compare in (_equal, *((_scaled, _scaled_twice) if foldable else ())):
+            for constant, layout in itertools.product(candidates, LAYOUTS):
+                if values.ndim not in layout.ranks:
+                    continue
+                stored, slack = _stored(constant, layout, values.shape)
+                fits, factor = compare(values, stored, slack, layout, constant.coded)
+                if fits:
+                    return Match(
+                        weight=weight,
+                        constant=constant,
+                        layout=layout,
+                        factor=factor,
+                        merged=merged,
+                    )
     return None
+
+
+def _equal(
+    values: np.ndarray, stored: np.ndarray, slack: np.ndarray, layout: Layout, coded: bool
+) -> tuple[bool, np.ndarray | None]:
+    # Half a step is what rounding may cost.
+    return bool((np.abs(stored - values) <= 0.501 * slack).all()), None
+
+
+def _scaled(
+    values: np.ndarray, stored: np.ndarray, slack: np.ndarray, layout: Layout, coded: bool
+) -> tuple[bool, np.ndarray | None]:
+    """Whether a factor for each channel makes one of the other."""
+    # The factor is estimated from rounded values: that may cost as much again.
+    slack = slack + 1e-5 * np.abs(stored).max(initial=0)
+    for channels in layout.channels:
+        factor = _factor(values, stored, channels)
+        # With a factor for each element anything fits, save for where the zeros are.
+        telling = values.size >= 2 * factor.size or _same_zeros(values, stored, coded)
+        if telling and (np.abs(stored - factor * values) <= slack).all():
+            return True, factor
+    return False, None
+
+
+def _scaled_twice(
+    values: np.ndarray, stored: np.ndarray, slack: np.ndarray, layout: Layout, coded: bool
+) -> tuple[bool, np.ndarray | None]:
+    """Whether factors for inputs and outputs do: of a normalization before and one after a layer."""
+    if len(layout.channels) < 2 or values.size < 2 * sum(values.shape[-2:]):
+        return False, None
+    slack = slack + 1e-5 * np.abs(stored).max(initial=0)
+    factor, apart = np.ones(()), np.inf
+    for _ in range(TURNS):
+        for channels in layout.channels:
+            factor = factor * _factor(factor * values, stored, channels)
+        before, apart = apart, np.sqrt(np.mean(np.square(stored - factor * values)))
+        if (np.abs(stored - factor * values) <= slack).all():
+            return True, factor
+        if apart > 0.9 * before:  # it comes no nearer
+            break
+    return False, None
 
 
 def _thin(weight: Weight) -> bool:

@@ -24,10 +24,12 @@ from secateur.arrays.schedules import Schedule
 from secateur.capture import evidence
 from secateur.dense_chain import Arrays, Chain, Dead, chain, dead_shares, is_chain
 from secateur.errors import Impossible, SecateurError
-from secateur.measurement import are_probabilities, score
 from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits, UnitRanking
+from secateur.outputs import require_finite
 from secateur.passes import Forward, even_batches
+from secateur.runtimes.keras import culprit, meanings_of
+from secateur.scoring import chosen, score
 from secateur.weights import weight_table
 
 Changed = Mapping[str, Callable[[], np.ndarray]]  # path -> how to read the value it gets
@@ -68,11 +70,13 @@ def one_shot_curve(
     seed: int = 0,
     data: Any = None,
     loss: Any = None,
+    outputs: str | None = None,
 ) -> list[OneShotPoint]:
     """Evaluate `model` on (x, y) at each sparsity of `method`, in the order given; changes nothing.
 
     The method's own sparsity and schedule are not looked at. data, loss: for methods that look at
-    gradients or activations, as for `apply`. Raises SecateurError for a method that cannot act
+    gradients or activations, as for `apply`; outputs: "logits" or "probabilities", None: as the last
+    activation, else the loss says. Raises SecateurError for a method that cannot act
     without training; a sparsity that is impossible is a point with an `error`.
 
     >>> import keras
@@ -82,7 +86,10 @@ def one_shot_curve(
     >>> [point.realised for point in curve]
     [0.0, 0.5]
     """
-    return OneShotCurve(model, method, sparsities, seed=seed, data=data, loss=loss).evaluate(x, y)
+    curve = OneShotCurve(
+        model, method, sparsities, seed=seed, data=data, loss=loss, outputs=outputs
+    )
+    return curve.evaluate(x, y)
 
 
 class OneShotCurve:
@@ -108,6 +115,7 @@ class OneShotCurve:
         seed: int = 0,
         data: Any = None,
         loss: Any = None,
+        outputs: str | None = None,
     ):
         if not isinstance(method, Prune | PruneUnits) or getattr(method, "rewind", None):
             raise SecateurError(
@@ -117,6 +125,7 @@ class OneShotCurve:
         methods = [_at(method, sparsity) for sparsity in sparsities]
         begun = time.perf_counter()
         self.model = model
+        self.meaning = outputs or next(iter(meanings_of(model, loss=loss).values()))
         self._kernels = {
             w.path: w.read() for w in weight_table(model) if w.role in ("kernel", "embedding")
         }
@@ -169,9 +178,15 @@ class OneShotCurve:
             return OneShotPoint(**cut.point)
         with clock() as took:
             given = (cut.small,) if cut.small is not None else self._values(cut.changed)
-            found = judged(self._forward.over(batches, len(y), *given), y)
+            outputs = self._forward.over(batches, len(y), *given)
+            require_finite(outputs, lambda rows: self._culprit(batches, int(rows[0])))
+            found = judged(outputs, y, self.meaning)
         wall, cpu = (cut.took[key] + took[key] for key in ("wall", "cpu"))
         return OneShotPoint(**cut.point, **found, wall=wall, cpu=cpu)
+
+    def _culprit(self, batches: list[Any], row: int) -> str:
+        place, row = divmod(row, len(batches[0]))
+        return f"{self.model.name} ({culprit(self.model, [batches[place][row : row + 1]])})"
 
     def _values(self, changed: Changed) -> tuple[list[Any], list[Any]]:
         """The values of the model's variables, some of them changed."""
@@ -309,22 +324,21 @@ def _stateless(model: Any) -> Callable[..., Any]:
     return forward
 
 
-def judged(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def judged(outputs: np.ndarray, y: np.ndarray, meaning: str | None = None) -> dict[str, Any]:
     """Return the metrics, and where there are classes predictions and right, one a sample.
+
+    meaning: of the outputs, as for `scoring.score`.
 
     >>> judged(np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([1, 1]))["right"].tolist()
     [True, False]
     """
-    metrics = score(outputs, y)
+    metrics = score(outputs, y, meaning)
     if "accuracy" not in metrics or outputs.ndim != 2:
         return {"metrics": metrics}
-    if outputs.shape[1] > 1:
-        chosen = outputs.argmax(-1)
-        labels = y.argmax(-1) if y.shape == outputs.shape else y.reshape(-1)
-    else:
-        chosen = outputs[:, 0] > (0.5 if are_probabilities(outputs) else 0.0)
-        labels = y.reshape(-1)
-    return {"metrics": metrics, "predictions": chosen.astype(int), "right": chosen == labels}
+    several = outputs.shape[1] > 1 and y.shape == outputs.shape
+    labels = y.argmax(-1) if several else y.reshape(-1)
+    classes = chosen(outputs, meaning)
+    return {"metrics": metrics, "predictions": classes, "right": classes == labels}
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ GATES = (0, 2, 3, 1)
 # Operators that move elements and do not compute.
 MOVING = {"Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # Operators whose work the shapes of their tensors do not tell.
-OPAQUE = {"Attention", "DeformConv", "GRU", "If", "LSTM", "Loop", "RNN", "Scan"}
+OPAQUE = set("Attention DFT DeformConv Det GRU If LSTM Loop RNN STFT Scan".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,31 @@ class OnnxFile:
                     if constant is not None:
                         found[name] = self._directions(node, slot, name) or [constant]
         return [constant for parts in found.values() for constant in parts]
+
+    def coding(self, name: str) -> tuple[float, int]:
+        """Scale and zero point of an input, or output, of codes; (0.0, 0) where it is none."""
+        readers, maker = self.readers.get(name, []), self.makers.get(name)
+        node = maker if maker is not None else (readers[0][0] if len(readers) == 1 else None)
+        if node is None or node.op_type != (
+            "DequantizeLinear" if maker is None else "QuantizeLinear"
+        ):
+            return 0.0, 0
+        scale, zero_point = self._scales(node.input[1], [*node.input, ""][2])
+        if node.input[1] not in self.tensors or scale.size != 1:
+            return 0.0, 0
+        return float(scale.reshape(())), int(zero_point.reshape(()))
+
+    def is_lowest(self, node: Any) -> bool:
+        """Whether the zero point of a `QuantizeLinear` is its lowest code: it gives no value below 0."""
+        zero_point = (
+            self._values(node.input[2])
+            if node.input[2:3] and node.input[2] in self.tensors
+            else None
+        )
+        return zero_point is None or (
+            zero_point.dtype.kind in "iu"
+            and bool((zero_point == np.iinfo(zero_point.dtype).min).any())
+        )
 
     def step(self, name: str) -> float:
         """The step of the codes that an output is decoded from; 0.0 where it is computed in float."""

@@ -19,11 +19,12 @@ from secateur.compression import copy_model
 from secateur.datasets import Data, Split, fit_to, load
 from secateur.errors import SecateurError, nearest
 from secateur.exporting import export
-from secateur.measurement import Measurement, measure, time_one
+from secateur.measurement import Measurement, meanings, measure, time_one
 from secateur.methods.prune import Prune
+from secateur.outputs import Meanings
 from secateur.promises import Promise
 from secateur.runtimes import Runtime, runtime
-from secateur.runtimes.keras import KerasSession, load_model
+from secateur.runtimes.keras import load as load_session
 from secateur.weights import Select, weight_table
 
 SPARSITIES = (0.5, 0.8, 0.9)
@@ -53,6 +54,7 @@ def targets(
     out: str | Path | None = None,
     limit: int = 1000,
     imports: Sequence[str] = (),
+    outputs: str | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Measure a model as it is and with zeros, in floats and int8, on every target.
@@ -68,6 +70,7 @@ def targets(
         out: a folder for the files, which are otherwise removed.
         limit: samples of the test part for the accuracy.
         imports: modules that register the model's own layers.
+        outputs: "logits" or "probabilities", where neither the model nor its loss says what they are.
         progress: called as (label, done, total, text); what it raises ends the work.
 
     Returns a record for each target, format and sparsity (0.0: the model as it is): bytes,
@@ -88,15 +91,16 @@ def targets(
     ladder, wanted = check(model, sparsities, runtimes)
     if limit < 1:
         raise SecateurError(f"limit={limit!r} received, expected 1 sample or more")
-    dense = load_model(model) if isinstance(model, str | Path) else model
-    session = KerasSession(dense)
+    session: Any = load_session(model)
+    dense, path = session.model, Path(model) if isinstance(model, str | Path) else None
+    means = meanings(session, path, outputs)
     samples = fit_to(load(data), session.input_shape, session.output_shape)
     _require_dense(dense, ladder[1])
     tell = progress or (lambda *_: None)
     with contextlib.ExitStack() as stack:
         if out is None:
             out = stack.enter_context(tempfile.TemporaryDirectory(prefix="secateur-targets-"))
-        study = _Study(wanted, ladder, Path(out), samples, limit, tuple(imports), tell)
+        study = _Study(wanted, ladder, Path(out), samples, limit, tuple(imports), tell, means)
         records = study.records(dense)
     if all(record["reason"] for record in records):
         raise SecateurError(f"no target could be measured: {records[0]['reason']}")
@@ -141,6 +145,7 @@ class _Study:
     limit: int
     imports: tuple[str, ...]
     tell: Progress
+    outputs: Meanings
 
     def records(self, dense: Any) -> list[Record]:
         missing = {spec: _missing(target) for spec, target in self.wanted.items()}
@@ -198,6 +203,7 @@ class _Study:
                 data=seen.x[:PARITY_SAMPLES],
                 imports=self.imports,
                 calibration=calibration,
+                outputs=self.outputs,
             )
         except SecateurError as error:
             if len(formats) == 1:
@@ -212,7 +218,7 @@ class _Study:
             # Where the interpreter runs anyway; the others compute the same integers, slowly.
             data = self._test() if self.wanted[spec].name in ("litert", "onnx") else None
             try:
-                found = measure(file, data, runtime=spec, latency=False)
+                found = measure(file, data, runtime=spec, latency=False, outputs=self.outputs)
             except SecateurError as error:
                 reason = str(error).replace(str(file), file.name)
         names = ("bytes", "gzip_bytes", "parameters", "zeros", "accuracy", "n")

@@ -20,7 +20,7 @@ import keras
 from rich.console import Console
 
 from secateur import datasets, reporting, zoo
-from secateur.artifact import Artifact, versions, write_atomically, write_manifest
+from secateur.artifact import Artifact, refuse_records, versions, write_atomically, write_manifest
 from secateur.compression import (
     Stage,
     copy_model,
@@ -34,13 +34,15 @@ from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.exporting import export
 from secateur.file_rows import file_row
+from secateur.outputs import Meanings, compiled_loss
 from secateur.preflight import ends, introduce, require_packages
 from secateur.recipe import Recipe
 from secateur.rounding_records import kernel_records, quantization_record
-from secateur.run_folder import RunFolder, fingerprint, machine
+from secateur.run_folder import RunFolder, check_inputs, fingerprint, machine
 from secateur.runtimes import one_line
-from secateur.runtimes.keras import KerasSession, import_modules, load_model
-from secateur.training import Progress, compiled_loss, train
+from secateur.runtimes.keras import KerasSession, import_modules, load_model, meanings_of
+from secateur.seeding import random_states_kept
+from secateur.training import Progress, train
 from secateur.widths import Specification
 
 FORMAT_VERSION = 1
@@ -83,6 +85,7 @@ class Run:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page (default: report.html in the Run's directory) and return its path."""
         target = self.path / "report.html" if path is None else Path(path)
+        refuse_records({"report": target}, self.path)
         reporting.write_html([self.record], target)
         return target
 
@@ -92,6 +95,7 @@ class Run:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
+@random_states_kept()
 def run(
     model: Any = None,
     recipe: str | Path | Recipe = "lab",
@@ -102,6 +106,7 @@ def run(
     imports: Sequence[str] = (),
     overwrite: bool = False,
     allow_chance: bool = False,
+    outputs: str | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
     command: str = "",
@@ -112,70 +117,57 @@ def run(
     name of a built-in one, which is trained first (None: the recipe's). data: whatever
     `load_data` takes (None: the recipe's). out: the Run's directory (None: a new temporary one);
     an unfinished Run found there is carried on, a finished one is returned. imports: modules that
-    register custom layers. allow_chance: go on with a model that is no better than chance. Raises
+    register custom layers. allow_chance: go on with a model that is no better than chance. outputs:
+    what the model gives, "logits" or "probabilities", where neither it nor its loss says so. Raises
     SecateurError before any training when things do not fit.
     """
     started = time.perf_counter()
     say = say or (lambda text: None)
     import_modules(imports)
+    inputs = (model, recipe)
     recipe = Recipe.load(recipe)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
-    described, text = recipe.to_record(), recipe.as_text()
+    if outputs is not None:
+        recipe = recipe.with_outputs(outputs)
     steps = [getattr(step.method, "format", "keras") for step in recipe.steps]
+    if out is not None:
+        check_inputs(Path(out), recipe, inputs, overwrite=overwrite)
     require_packages((*recipe.export.formats, *steps))
     loaded = _data(data, recipe)
     source, name, untrained = resolve_model(model, recipe, loaded)
     require_early_points(recipe, trained_before=untrained)
     taken, given = ends(source)
     loaded = datasets.fit_to(loaded, taken, given)
+    means = meanings_of(source, recipe.train.loss, recipe.train.outputs)
+    meaning = next(iter(means.values()))
     plan = recipe.plan(source)
     folder = RunFolder(
         Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secateur-")),
         fingerprint=fingerprint(recipe, loaded, source, name, untrained=untrained),
         overwrite=overwrite,
     )
-    if folder.finished is not None:
-        say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
-        return Run(folder.path, folder.finished)
-    if not untrained:
-        introduce(source, loaded, say, may_be_chance=allow_chance)
-    first = _copy(source)
-    folder.begin(name=recipe.name, seed=recipe.seed)
-    work = _Work(folder, recipe, loaded, tuple(imports), compiled_loss(source), progress, say)
-    try:
-        artifacts = work.carry_out(first, train_first=untrained)
-    except SecateurError:
-        folder.give_up()
-        raise
-    record = {
-        "format_version": FORMAT_VERSION,
-        "kind": "run",
-        "name": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "complete": True,
-        "seconds": 0.0,
-        "seed": recipe.seed,
-        "backend": keras.backend.backend(),
-        "fingerprint": folder.fingerprint,
-        "recipe": described,
-        "recipe_toml": text,
-        "command": command,
-        "versions": versions(),
-        "machine": machine(),
-        "data": loaded.describe(),
-        "model": _model_record(source, name),
-        "plan": [change.to_record() for change in plan],
-        "stages": folder.records,
-        "rows": [_row(artifact, loaded, say) for artifact in artifacts],
-        "quantization": work.quantization(),
-        "notes": [note for stage in folder.records for note in stage["notes"]],
-    }
-    record["seconds"] = round(time.perf_counter() - started, 3)
-    write_atomically(folder.path / "recipe.toml", text)
-    extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
-    write_manifest(folder.path, artifacts, extra)
-    return Run(folder.path, folder.finish(record))
+    if folder.finished is None:
+        for note in loaded.notes:
+            say(f"{loaded.name}: {note}")
+        if not untrained:
+            introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
+        first = _copy(source)
+        with folder.begin(name=recipe.name, seed=recipe.seed):
+            if folder.finished is None:
+                loss = compiled_loss(source)
+                work = _Work(
+                    folder, recipe, loaded, tuple(imports), loss, progress, say, outputs=means
+                )
+                about = {
+                    "recipe_toml": recipe.as_text(),
+                    "command": command,
+                    "model": _model_record(source, name),
+                    "plan": [change.to_record() for change in plan],
+                }
+                return Run(folder.path, work.record(first, about, started, train_first=untrained))
+    say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
+    return Run(folder.path, folder.finished)
 
 
 def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, bool]:
@@ -188,9 +180,9 @@ def resolve_model(model: Any, recipe: Recipe, data: Data) -> tuple[Any, str, boo
     if not isinstance(wanted, str | Path):
         return wanted, getattr(wanted, "name", type(wanted).__name__), False
     if isinstance(wanted, str) and wanted in zoo.ZOO:
-        keras.utils.set_random_seed(recipe.seed)
         shape = tuple(data.describe()["shape"])
-        return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
+        with random_states_kept(recipe.seed):
+            return zoo.build(wanted, input_shape=shape, classes=data.classes), wanted, True
     path = Path(wanted)
     if not path.suffix and path.name not in zoo.ZOO:
         zoo.build(str(wanted))  # raises, with the nearest built-in name
@@ -214,6 +206,43 @@ class _Work:
     progress: Progress | None
     say: Say
     last: Stage | None = None
+    outputs: Meanings = field(default_factory=dict)
+
+    def record(
+        self, first: Any, about: dict[str, Any], started: float, *, train_first: bool
+    ) -> dict[str, Any]:
+        """Carry it out, measure, and write the record that is returned; `about`: what is known before."""
+        folder, recipe, text = self.folder, self.recipe, about["recipe_toml"]
+        try:
+            artifacts = self.carry_out(first, train_first=train_first)
+        except SecateurError:
+            folder.give_up()
+            raise
+        record = {
+            "format_version": FORMAT_VERSION,
+            "kind": "run",
+            "name": recipe.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "complete": True,
+            "seconds": 0.0,
+            "seed": recipe.seed,
+            "backend": keras.backend.backend(),
+            "fingerprint": folder.fingerprint,
+            "recipe": recipe.to_record(),
+            "versions": versions(),
+            "machine": machine(),
+            "data": self.data.describe(),
+            **about,
+            "stages": folder.records,
+            "rows": [_row(artifact, self.data, self.say) for artifact in artifacts],
+            "quantization": self.quantization(),
+            "notes": [note for stage in folder.records for note in stage["notes"]],
+        }
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        write_atomically(folder.path / "recipe.toml", text)
+        extra = {k: record[k] for k in ("recipe", "versions", "seed", "fingerprint")}
+        write_manifest(folder.path, artifacts, extra)
+        return folder.finish(record)
 
     def carry_out(self, first: Any, *, train_first: bool) -> list[Artifact]:
         """Baseline, steps, control; returns the verified files in the order of the table."""
@@ -221,7 +250,8 @@ class _Work:
         formats = recipe.export.formats
         baseline = self._stage("baseline", first, lambda model: self._baseline(model, train_first))
         if train_first:
-            introduce(baseline.model, self.data, self.say, may_be_chance=True)
+            meaning = next(iter(self.outputs.values()), None)
+            introduce(baseline.model, self.data, self.say, may_be_chance=True, meaning=meaning)
         artifacts = self._export(baseline, formats)
         last = baseline
         for number, name in enumerate(recipe.stage_names()):
@@ -309,6 +339,7 @@ class _Work:
             imports=self.imports,
             calibration=None if calibration is None else calibration.x,
             specification=specification,
+            outputs=self.outputs,
             **self.recipe.export.settings(),
         )
         self.folder.note(artifacts)

@@ -16,12 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.artifact import versions
+from secateur.artifact import plain, versions
 from secateur.dense_chain import chain, is_chain
 from secateur.errors import Impossible, SecateurError
 from secateur.grids import Point, fingerprint
 from secateur.methods.units import PruneUnits
-from secateur.run_folder import machine, plain
+from secateur.run_folder import machine
 from secateur.subjects import Subject
 
 FORMAT_VERSION = 1

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from secateur.arrays.masks import zeros_count
+from secateur.artifact import plain
 from secateur.capture import batches_of
 from secateur.compression import Stage, copy_model, run_step, snapshot_for, specified
 from secateur.datasets import Data, Split
@@ -24,10 +25,11 @@ from secateur.errors import Impossible
 from secateur.exporting import export
 from secateur.file_rows import file_row
 from secateur.grids import Point, fingerprint
-from secateur.measurement import score
+from secateur.measurement import answers
 from secateur.methods.prune import Prune
 from secateur.methods.units import PruneUnits
 from secateur.one_shot import OneShotCurve, clock, judged
+from secateur.outputs import compiled_loss
 from secateur.pipeline import PARITY_INPUTS
 from secateur.point_records import (
     asked,
@@ -38,10 +40,11 @@ from secateur.point_records import (
     shape_of,
     unfinished,
 )
-from secateur.run_folder import plain
 from secateur.runtimes.keras import KerasSession
+from secateur.scoring import score
+from secateur.seeding import random_states_kept
 from secateur.subjects import Subject
-from secateur.training import Progress, Snapshot, compiled_loss, train
+from secateur.training import Progress, Snapshot, train
 from secateur.weights import weight_table
 
 BATCH = 1000  # images a forward pass: large batches keep matrix products busy
@@ -96,7 +99,7 @@ def train_dense(point: Point, subject: Subject, progress: Progress | None = None
         "epochs": point.recipe.train.epochs if subject.untrained else 0,
         "history": history,
         "seconds": _seconds(took),
-        "validation": _evaluated(model, subject.data.validation)[0],
+        "validation": _evaluated(model, subject.data.validation, subject.meaning(point))[0],
     }
     return Dense(weights=model.get_weights(), record=plain(record), early=early)
 
@@ -127,7 +130,8 @@ def compute(
     found["epochs"] = epochs_of(point, int(dense.record["epochs"]))
     found["history"] = {"dense": dense.record["history"], "after": history}
     found["notes"] = list(stage.notes)
-    found["validation"] = _evaluated(stage.model, subject.data.validation)[0]
+    meaning = subject.meaning(point)
+    found["validation"] = _evaluated(stage.model, subject.data.validation, meaning)[0]
     small = stage.model
     if found["kind_of"] == "units" and is_chain(small):
         found["sparsity"]["dead"] = dataclasses.asdict(dead_weights(small))
@@ -140,7 +144,7 @@ def compute(
         found["sparsity"]["dead"] = dead
     found["shape"] = shape_of(small)
     found |= _files(point, stage, small, subject, folder, imports)
-    found["test"] = _test(stage.model, subject.data.test)
+    found["test"] = _test(stage.model, subject.data.test, meaning)
     # The dense network's own point carries what its training took.
     found["seconds"] = (
         dict(dense.record["seconds"]) if found["kind_of"] == "dense" else _seconds(took)
@@ -208,6 +212,7 @@ def compute_one_shot(
         seed=group[0].seed,
         data=samples,
         loss=compiled_loss(subject.model),
+        outputs=subject.meaning(group[0]),
     )
     read = {
         part: None if split is None or split.y is None else curve.evaluate(split.x, split.y)
@@ -240,8 +245,8 @@ def _one_shot_record(
     for part, got in parts.items():
         found[part] = None
         if got is not None:
-            found[part] = {"n": len(got.right), **got.metrics}
-    if parts["test"] is not None:
+            found[part] = {"n": len(getattr(subject.data, part)), **got.metrics}
+    if parts["test"] is not None and parts["test"].right is not None:
         found["test"] |= {"right": packed(parts["test"].right), "read_in": "keras"}
     found["epochs"] = epochs_of(point, int(dense.record["epochs"]))
     found["history"] = {"dense": dense.record["history"], "after": {}}
@@ -261,11 +266,11 @@ def _started(point: Point, subject: Subject, dense: Dense) -> Any:
         require_units(link.kernel, left, units)
         kept.append(np.arange(units) < left)
     small = narrow(model, kept)
-    keras.utils.set_random_seed(1000 * point.seed)
-    for link in chain(small).links:
-        link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
-        if link.bias is not None:
-            link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
+    with random_states_kept(1000 * point.seed):
+        for link in chain(small).links:
+            link.dense.kernel.assign(link.dense.kernel_initializer(link.dense.kernel.shape))
+            if link.bias is not None:
+                link.dense.bias.assign(link.dense.bias_initializer(link.dense.bias.shape))
     return small
 
 
@@ -321,18 +326,24 @@ def _zeros(model: Any, before: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _evaluated(model: Any, split: Split | None) -> tuple[dict[str, Any] | None, Any]:
+def _evaluated(
+    model: Any, split: Split | None, meaning: str | None
+) -> tuple[dict[str, Any] | None, Any]:
     if split is None or split.y is None:
         return None, None
-    outputs = KerasSession(model).predict(split.x, batch=BATCH)
-    return {"n": len(split), **score(outputs, split.y)}, outputs
+    outputs = answers(KerasSession(model), split.x, model.name, batch=BATCH)
+    return {"n": len(split), **score(outputs, split.y, meaning)}, outputs
 
 
-def _test(model: Any, split: Split | None) -> dict[str, Any] | None:
-    found, outputs = _evaluated(model, split)
+def _test(model: Any, split: Split | None, meaning: str | None) -> dict[str, Any] | None:
+    found, outputs = _evaluated(model, split, meaning)
     if found is None or split is None or split.y is None or "accuracy" not in found:
         return found
-    return {**found, "right": packed(judged(outputs, split.y)["right"]), "read_in": "keras"}
+    return {
+        **found,
+        "right": packed(judged(outputs, split.y, meaning)["right"]),
+        "read_in": "keras",
+    }
 
 
 def _files(
@@ -363,6 +374,7 @@ def _files(
         imports=imports,
         calibration=None if calibration is None else calibration.x,
         specification=specification if model is stage.model else None,
+        outputs={model.output_names[0]: subject.meaning(point)},
         **point.recipe.export.settings(),
     )
     rows = [file_row(artifact, subject.data, latency=False) for artifact in artifacts]

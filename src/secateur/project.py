@@ -1,24 +1,30 @@
 """Zeros that stay zero while an optimizer trains: the one mechanism behind every pruning method.
 
-A `Projection` hooks the *instance* of the innermost optimizer for the length of one training:
-after each update the masked weights are written `where(keep, weight, +0.0)`. The optimizer's
-class, its config and the file it is saved in stay what they were. docs/decisions/001 says why
-masks live here and what else was tried.
+A `Projection` is a set of weights and their masks; after each training step the masked weights are
+written `where(keep, weight, +0.0)`, within the compiled step (`secateur.hooks`). Model and optimizer
+stay what they were. docs/decisions/001 says why masks live here and what else was tried.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import io
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 from keras import ops
 
 from secateur.arrays.masks import apply_mask
 from secateur.errors import SecateurError
+from secateur.hooks import Hooks, hooks_of, masked
 from secateur.plan import promised_zeros
 from secateur.promises import Promise
 from secateur.weights import Weight, WeightTable, weight_table
@@ -27,116 +33,48 @@ MASK = "secateur_mask"  # the name of every mask variable
 
 
 class Projection:
-    """Holds a boolean mask over chosen weights after every update of one optimizer.
+    """Boolean masks over chosen weights, which hold after every step of a training.
 
     weights: the rows to hold. Until `hold` is called for a path nothing is masked there, so a
-    kernel that starts at zero trains normally. Without an optimizer the zeros are written by
+    kernel that starts at zero trains normally. Outside of `fit` the zeros are written by
     `write_zeros`, for whoever calls it after each update.
     """
 
-    def __init__(self, optimizer: Any, weights: Mapping[str, Weight]):
-        self._outer = optimizer
-        self._optimizer = innermost(optimizer)
+    def __init__(self, weights: Mapping[str, Weight]):
         self.weights = dict(weights)
         self._masks = {
             path: keras.Variable(np.ones(w.shape, bool), dtype="bool", trainable=False, name=MASK)
             for path, w in self.weights.items()
         }
-        self._carried: list[Any] = []
-        self._held: set[str] = set()
-
-    def attach(self, trainable_variables: list[Any]) -> None:
-        """Start holding. Training functions traced before this call do not know of it."""
-        release(self._outer)
-        optimizer = self._optimizer
-        if not self._outer.built:
-            self._outer.build(trainable_variables)
-        # What is not trained does not move: its zeros need no writing.
-        trained = {id(v) for v in trainable_variables}
-        masks = {p: m for p, m in self._masks.items() if id(self.weights[p].variable) in trained}
-        pairs = [(self.weights[path].variable, mask) for path, mask in masks.items()]
-        # `apply` averages the weights before they are projected: the averages (EMA) would keep a
-        # trace of every update, and come back dense at the end of `fit` or when swapped in.
-        averages = [(self._average_of(variable), mask) for variable, mask in pairs]
-        pairs += [(average, mask) for average, mask in averages if average is not None]
-        apply, finalize = type(optimizer).apply, type(optimizer).finalize_variable_values
-
-        def project() -> None:
-            for variable, mask in pairs:
-                variable.assign(masked(variable.value, mask.value))
-
-        def apply_and_project(grads: Any, trainable_variables: Any = None) -> None:
-            apply(optimizer, grads, trainable_variables)
-            project()
-
-        def finalize_and_project(var_list: Any) -> None:
-            finalize(optimizer, var_list)  # with EMA: overwrites the weights with averages
-            if optimizer.use_ema and keras.backend.backend() == "jax":
-                # Keras 3.15 leaves weight and average one buffer; the next step donates it twice.
-                for variable in var_list:
-                    variable.assign(ops.copy(variable.value))
-            project()
-
-        optimizer.apply = apply_and_project
-        optimizer.finalize_variable_values = finalize_and_project
-        if keras.backend.backend() == "jax":
-            # JAX traces a free variable as a constant: a mask changed later would silently not
-            # be seen. What the optimizer owns travels through the compiled step.
-            self._carry_masks(list(masks.values()))
-        optimizer._secateur_release = self._release
+        self._kept: dict[str, np.ndarray] = {}
 
     def hold(self, path: str, keep: np.ndarray, value: np.ndarray) -> None:
         """Zero the weight where `keep` is False, from now on; `value` is what it holds now."""
-        variable = self.weights[path].variable
         self._masks[path].assign(keep)
-        self._held.add(path)
-        variable.assign(apply_mask(value, keep))
+        self._kept[path] = np.array(keep, bool)
+        self.weights[path].variable.assign(apply_mask(value, keep))
+
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        """(variable, its mask) of every weight, held by now or later."""
+        for path, weight in self.weights.items():
+            yield weight.variable, self._masks[path]
 
     def write_zeros(self) -> None:
         """Zero what is held, now, in the model's weights."""
-        for path in self._held:
+        for path in self._kept:
             variable = self.weights[path].variable
             variable.assign(masked(variable.value, self._masks[path].value))
 
+    def lost(self) -> int:
+        """How many of the weights that are held at zero are not zero."""
+        return sum(
+            int(np.count_nonzero(np.where(keep, 0, self.weights[path].read())))
+            for path, keep in self._kept.items()
+        )
+
     def masks(self) -> dict[str, np.ndarray]:
         """Path -> bool array, True = kept, of every weight that is held by now."""
-        return {path: ops.convert_to_numpy(self._masks[path].value) for path in sorted(self._held)}
-
-    def _average_of(self, variable: Any) -> Any:
-        averages = getattr(self._optimizer, "_model_variables_moving_average", None)
-        if not averages:
-            return None
-        known = self._optimizer._trainable_variables
-        return next((a for v, a in zip(known, averages, strict=True) if v is variable), None)
-
-    def _carry_masks(self, masks: list[Any]) -> None:
-        """Put the masks among the optimizer's variables, but never into a file."""
-        self._carried = masks
-        variables = self._optimizer._variables
-        variables.extend(masks)
-        for owner in {id(o): o for o in (self._outer, self._optimizer)}.values():
-            for name in ("save_own_variables", "load_own_variables"):
-                setattr(owner, name, _without(variables, masks, getattr(type(owner), name), owner))
-
-    def _release(self) -> None:
-        for owner in (self._outer, self._optimizer):
-            for name in _HOOKS:
-                owner.__dict__.pop(name, None)
-        _remove(self._optimizer._variables, self._carried)
-
-
-def masked(value: Any, keep: Any) -> Any:
-    """`value` with +0.0 where `keep` is False (a product would leave -0.0: 14 % of a gzipped file)."""
-    return ops.where(keep, value, ops.zeros((), value.dtype))
-
-
-_HOOKS = (
-    "apply",
-    "finalize_variable_values",
-    "save_own_variables",
-    "load_own_variables",
-    "_secateur_release",
-)
+        return {path: keep.copy() for path, keep in sorted(self._kept.items())}
 
 
 def innermost(optimizer: Any) -> Any:
@@ -146,44 +84,20 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def release(optimizer: Any) -> None:
-    """Undo whatever projection is attached to an optimizer, also one left by an interruption."""
-    undo = getattr(innermost(optimizer), "_secateur_release", None)
-    if undo is not None:
-        undo()
-
-
-def _without(variables: list, masks: list, method: Callable, owner: Any) -> Callable:
-    @contextlib.contextmanager
-    def hidden() -> Iterator[None]:
-        _remove(variables, masks)
-        try:
-            yield
-        finally:
-            variables.extend(masks)
-
-    def wrapped(store: Any) -> Any:
-        with hidden():
-            return method(owner, store)
-
-    return wrapped
-
-
-def _remove(variables: list, unwanted: list) -> None:
-    ids = {id(v) for v in unwanted}
-    for i in reversed(range(len(variables)) if ids else ()):
-        if id(variables[i]) in ids:
-            del variables[i]
-
-
 class ProjectionCallback(keras.callbacks.Callback):
     """Drives a `Projection` from inside `fit`; a method subclasses it with its own masks.
+
+    Any number of them stand in one `fit`, in any order and anywhere among other callbacks. first:
+    chooses its masks before those that are not. substitution: what replaces the forward pass.
 
     Masks change at the *beginning* of a step: the mask in force during step t (counted from 0)
     is the one its schedule names for t, whatever the order of callbacks, and Keras's
     asynchronous dispatch stays on. The position is epoch x steps + batch, so a resumed
     training needs no counter.
     """
+
+    first = False
+    substitution: Any = None
 
     def __init__(self, zeros: Mapping[str, np.ndarray] | None = None) -> None:
         """zeros: path -> bool array, True where an earlier step promised a zero; held throughout."""
@@ -193,6 +107,7 @@ class ProjectionCallback(keras.callbacks.Callback):
         self.curve: list[tuple[int, float]] = []
         self.notes: list[str] = []
         self.zeros = dict(zeros or {})
+        self._hooks: Hooks | None = None
         self._epoch = 0
         self._batches_seen = 0
         self._loop: tuple[int, int] | None = None  # steps in all and of one epoch, outside of `fit`
@@ -227,17 +142,13 @@ class ProjectionCallback(keras.callbacks.Callback):
         steps = self.steps_per_epoch
         return None if steps is None else steps * (self.params or {})["epochs"]
 
-    def begin(
-        self, model: Any, optimizer: Any = None, loop: tuple[int, int] | None = None
-    ) -> Projection:
+    def begin(self, model: Any, loop: tuple[int, int] | None = None) -> Projection:
         """Choose what to hold, and hold what was promised; `loop`: its steps in all, and an epoch's."""
         self._loop = loop
         self.masks, self.curve, self.notes, self._batches_seen = {}, [], [], 0
         table = weight_table(model)
         weights = {**self.weights_to_hold(table), **{path: table[path] for path in self.zeros}}
-        self.projection = Projection(optimizer, weights)
-        if optimizer is not None:
-            self.projection.attach(model.trainable_variables)
+        self.projection = Projection(weights)
         for path, zeros in self.zeros.items():
             self.projection.hold(path, ~zeros, weights[path].read())
         return self.projection
@@ -248,33 +159,58 @@ class ProjectionCallback(keras.callbacks.Callback):
         return promised_zeros(self.masks, weight_table(self.model))
 
     def end(self) -> None:
-        """Keep the masks for whoever asks, and say so when they were overrun."""
-        if self.projection is None:
-            return
-        self.masks = self.projection.masks()
-        lost = sum(
-            int(np.count_nonzero(self.projection.weights[path].read()[~keep]))
-            for path, keep in self.masks.items()
-        )
-        if lost:
+        """Keep the masks for whoever asks; what another callback wrote over them is cut, and noted."""
+        if self.projection is not None:
+            self.settle()
+            self.masks = self.projection.masks()
+
+    def settle(self) -> None:
+        """Have the zeros hold again, and say so, where they do not."""
+        lost = 0 if self.projection is None else self.projection.lost()
+        if lost and self.projection is not None:
+            self.projection.write_zeros()
             self.note(
-                f"{lost:,} pruned weights are not zero at the end of training: another callback "
-                "put other weights into the model (EarlyStopping with restore_best_weights?); "
-                "put the pruning callback last, or prune the restored model again"
+                f"{lost:,} pruned weights were not zero after epoch {self._epoch + 1}: another callback "
+                "put other weights into the model (EarlyStopping with restore_best_weights?); they are "
+                "zero again, and no callback measured the model so: evaluate it, or let others choose "
+                "among the epochs after the last mask (start_from_epoch)"
+            )
+
+    def after_epoch(self) -> None:
+        """Look at the weights after all other callbacks of the epoch."""
+        self.settle()
+
+    def compare_checkpoint(self, pattern: str, since: float) -> None:
+        """Say so where the last file saved under a name has fewer zeros than the model now."""
+        path = _newest(pattern, since)
+        if path is None or self.projection is None or not self.masks:
+            return
+        shapes = {self.projection.weights[held].shape for held in self.masks}
+        saved = _sparsity(_arrays(path), shapes)
+        live = _sparsity((w.read() for w in weight_table(self.model)), shapes)
+        if saved < live:
+            self.note(
+                f"the checkpoint {path} has {100 * saved:.1f} % zeros in its pruned weights, the model "
+                f"{100 * live:.1f} %: it was saved under earlier masks; save the model itself, or prune "
+                "the checkpoint again"
             )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Attach, and have the training step traced anew so that it knows of the masks."""
-        model = self.model
-        self.begin(model, model.optimizer)
-        model.make_train_function(force=True)
+        """Join the hooks of this training."""
+        self.begin(self.model)
+        self._hooks = hooks_of(self)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember the epoch."""
         self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Let the method change masks before this step."""
+        """Have all methods of this training change masks before this step."""
+        if self._hooks is not None:
+            self._hooks.before_step(self, batch)
+
+    def choose(self, batch: int) -> None:
+        """Let the method change masks before the step that begins with `batch`."""
         steps = self.steps_per_epoch
         together = int(self._model.steps_per_execution)
         if steps is None:
@@ -287,12 +223,42 @@ class ProjectionCallback(keras.callbacks.Callback):
             self.masks_at(position, last, self.projection)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Detach: the zeros stay, the optimizer is as it was."""
-        model = self.model
-        self.end()
-        release(model.optimizer)
-        # The traced step still holds masks; the next fit, test or save starts clean.
-        model.train_function = None
+        """Detach: the zeros stay. Done once more behind the last callback, which may change weights."""
+        if self._hooks is not None and self._hooks.callbacks[0] is self:
+            self._hooks.conclude()
+
+
+def _newest(pattern: str, since: float) -> str | None:
+    """The file that a `ModelCheckpoint` of this file name wrote last; None before `since`."""
+    names = glob.glob(re.sub(r"\{.*?\}", "*", glob.escape(pattern)))  # noqa: PTH207 (absolute ones)
+    times = {name: Path(name).stat().st_mtime for name in names}
+    written = [name for name, at in times.items() if at >= since - 1]  # of coarse file systems
+    return max(written, key=lambda name: times[name], default=None)
+
+
+def _arrays(path: str) -> list[np.ndarray]:
+    """Every array of a file of Keras but the optimizer's; none where it cannot be read."""
+    arrays: list[np.ndarray] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and "optimizer" not in name.split("/")[0]:
+            arrays.append(np.asarray(item[()]))
+
+    source: Any = path
+    with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(source, "r") as file:
+            file.visititems(visit)
+    return arrays
+
+
+def _sparsity(arrays: Iterable[np.ndarray], shapes: set[tuple[int, ...]]) -> float:
+    """The fraction of zeros in the arrays of these shapes; 1 without any."""
+    chosen = [a for a in arrays if a.shape in shapes]
+    zeros = sum(a.size - int(np.count_nonzero(a)) for a in chosen)
+    return zeros / sum(a.size for a in chosen) if chosen else 1.0
 
 
 class TrainingLoop:
@@ -331,7 +297,7 @@ class TrainingLoop:
         self._model, self._callback, self._steps = model, callback, steps
         self._position = first_step
         callback.set_model(model)
-        self._projection = callback.begin(model, loop=(steps, steps_per_epoch or steps))
+        self._projection = callback.begin(model, (steps, steps_per_epoch or steps))
         self._choose()
 
     def __enter__(self) -> TrainingLoop:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from secateur.blocks import with_normal_scales
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, nearest
 from secateur.runtimes import one_line, quiet
 from secateur.stripping import embedded
 from secateur.tflite import Operator, TfliteFile
 from secateur.widths import STORED, Width
 
 Ranges = Mapping[str, tuple[float, float]]  # tensor -> (smallest, largest)
+IO = ("int", "float")  # what integer formats take in and give out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class Quantization:
     activations: int | None = None
     block: int | None = None
     io: str = "int"
+
+    def __post_init__(self) -> None:
+        if self.io not in IO:
+            raise SecateurError(f"unknown io {self.io!r}; {nearest(self.io, IO)}")
 
 
 _ACTIVATIONS = {"float16": None, "dynamic": None, "int4": None, "int8": 8, "int16x8": 16}

@@ -7,7 +7,6 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -27,8 +26,9 @@ from secateur.methods.quantize import Quantize
 from secateur.methods.rigl import RigL
 from secateur.methods.units import PruneUnits
 from secateur.plan import Change, Method, Plan
-from secateur.quantization import MIXED
+from secateur.quantization import IO, MIXED
 from secateur.recipes import builtin_recipes
+from secateur.records import of_file, parse_toml, read_text
 from secateur.training import Train
 from secateur.weights import Select, WeightTable, weight_table
 from secateur.widths import Specification
@@ -80,8 +80,8 @@ class Export:
         for name in formats:
             if name not in FORMATS:
                 raise SecateurError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
-        if self.io not in ("int", "float"):
-            raise SecateurError(f"io {self.io!r} received, expected int or float")
+        if self.io not in IO:
+            raise SecateurError(f"unknown io {self.io!r}; {nearest(self.io, IO)}")
 
     def settings(self) -> dict[str, Any]:
         """What `export` takes beside the formats."""
@@ -148,6 +148,15 @@ class Recipe:
             return dataclasses.replace(self.train, epochs=0)
         return step.train or self.train
 
+    def with_outputs(self, word: str) -> Recipe:
+        """The recipe for a model that gives `word`, "logits" or "probabilities"."""
+        train = dataclasses.replace(self.train, outputs=word)
+        steps = tuple(
+            dataclasses.replace(s, train=s.train and dataclasses.replace(s.train, outputs=word))
+            for s in self.steps
+        )
+        return dataclasses.replace(self, train=train, steps=steps)
+
     def epochs_of(self, step: Step) -> int:
         """Epochs that a step trains in all, rounds included."""
         epochs, rewind = self.train_of(step).epochs, getattr(step.method, "rewind", None)
@@ -206,8 +215,8 @@ class Recipe:
     def from_toml(cls, text: str, where: str = "recipe") -> Recipe:
         """A recipe from TOML text."""
         try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            found = parse_toml(text)
+        except ValueError as error:
             raise SecateurError(f"{where} is not valid TOML: {error}") from None
         return cls.from_dict(found)
 
@@ -222,11 +231,13 @@ class Recipe:
         path = Path(name)
         if path.suffix == ".toml" or path.exists():
             try:
-                return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+                text = read_text(path)
             except OSError as error:
                 raise SecateurError(f"cannot read recipe {path}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise SecateurError(f"{path} is not a text file; expected a TOML recipe") from None
+            except ValueError as error:
+                raise SecateurError(f"{path} is {error}; expected a TOML recipe") from None
+            with of_file(path):
+                return cls.from_toml(text)
         raise SecateurError(
             f"no recipe {str(name)!r}; {nearest(str(name), known)}, or give a .toml file"
         )
@@ -294,7 +305,7 @@ def _build_step(found: Any, train: Train, where: str) -> Step:
         raise SecateurError(f"{where} must be a table: write it as [[steps]]")
     found = dict(found)
     kind = found.pop("method", None)
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise SecateurError(f"{where}: method {kind!r} received; {nearest(str(kind), METHODS)}")
     override = found.pop("train", None)
     own = (
@@ -346,6 +357,10 @@ def _check_scalars(cls: type, found: Mapping[str, Any], where: str) -> None:
     """Refuse a value of another type than its field's, where that is a scalar (or a function)."""
     hints = get_type_hints(cls)
     for key, value in found.items():
+        if hints[key] == tuple[str, ...]:
+            words = (value,) if isinstance(value, str) else value
+            if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+                raise SecateurError(f"{key} {value!r} received in {where}, expected a list of text")
         options = get_args(hints[key]) or (hints[key],)
         known = [_SCALARS[option] for option in options if option in _SCALARS]
         empty = type(None) in options and (value is None or value == "auto")

@@ -10,29 +10,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
-import zipfile
-import zlib
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from secateur.artifact import Artifact, staged, versions, write_json_atomically
+from secateur.artifact import (
+    FORMATS,
+    RECORDS,
+    Artifact,
+    locked,
+    own_files,
+    plain,
+    read_record,
+    refuse_inputs,
+    staged,
+    versions,
+    write_json_atomically,
+)
 from secateur.compression import Stage
 from secateur.datasets import Data
 from secateur.errors import SecateurError
 from secateur.inspection import weight_records
 from secateur.promises import Promise
 from secateur.recipe import Recipe
+from secateur.records import BEGUN, RUN, STAGE, mismatch, read_npz
 from secateur.training import History, Snapshot
 from secateur.weights import weight_table
-from secateur.widths import beside
 
 
 class RunFolder:
@@ -51,28 +63,62 @@ class RunFolder:
         self._stages = path / ".stages"
         self._overwrite = overwrite
         self._begun: dict[str, Any] = {"fingerprint": fingerprint, "files": []}
-        if overwrite:
+        self._look()
+
+    def _look(self) -> None:
+        """Take over what stands there, if it is of this very Run."""
+        path, fingerprint = self.path, self.fingerprint
+        if (path / "sweep.json").exists():
+            raise SecateurError(
+                f"{path} holds a sweep, expected a run or an empty folder; fix: choose another --out"
+            )
+        if self._overwrite:
             return
-        record, begun = _read(path / "run.json"), _read(self._stages / "begun.json")
+        record, begun = read_record(path / "run.json"), read_record(self._stages / "begun.json")
         if record is not None:
             if record.get("fingerprint") != fingerprint:
                 raise SecateurError(
                     f"{path} holds another run ({_whose(record)}, or made from other data, weights "
                     "or versions); choose another --out, or --overwrite"
                 )
-            self.finished = record
-        elif begun is not None:
-            if begun.get("fingerprint") != fingerprint:
+            wrong = mismatch(record, RUN)
+            if wrong is not None:
+                _warn_damaged(path / "run.json", wrong, "the run is carried out again")
+            self.finished = record if wrong is None else None
+        elif begun is not None and mismatch(begun, BEGUN) is None:
+            if begun["fingerprint"] != fingerprint:
                 raise SecateurError(
                     f"{path} holds another, unfinished run ({_whose(begun)}); carry that one on "
                     "with its own command, choose another --out, or discard it with --overwrite"
                 )
             self._begun = begun
 
-    def begin(self, *, name: str, seed: int) -> None:
-        """Claim the directory, which also shows that it can be written; discard what was there."""
+    @contextmanager
+    def begin(self, *, name: str, seed: int) -> Iterator[None]:
+        """Claim the directory for the block, which shows that it can be written; discard what was there.
+
+        `finished` may be set in the block: another process did this very Run in the meantime. Raises
+        SecateurError where another process works in the directory.
+        """
+        lock = self.path / ".lock"
+        with locked(lock, wait=False) as ours:
+            if not ours:
+                raise SecateurError(
+                    f"{self.path} is in use by another run ({self._holder()}); wait for it to end, "
+                    "or choose another --out"
+                )
+            try:
+                self._claim(name, seed)
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+
+    def _claim(self, name: str, seed: int) -> None:
+        self._look()  # again, as it cannot change from now on
+        if self.finished is not None:
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             if self._overwrite:
                 self._clear()
             self._stages.mkdir(exist_ok=True)
@@ -80,8 +126,16 @@ class RunFolder:
             raise SecateurError(
                 f"cannot write to {self.path} ({error.strerror}); choose another --out"
             ) from None
-        self._begun |= {"name": name, "seed": seed}
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%H:%M:%S")}
+        self._begun |= {"name": name, "seed": seed, **holder}
         write_json_atomically(self._stages / "begun.json", self._begun)
+
+    def _holder(self) -> str:
+        begun = read_record(self._stages / "begun.json") or {}
+        return (
+            f"{_whose(begun)}: process {begun.get('pid')} on {begun.get('host')}, since "
+            f"{begun.get('since')}"
+        )
 
     def note(self, artifacts: Iterable[Artifact]) -> None:
         """Remember files that were written, so that an overwriting Run finds them."""
@@ -96,15 +150,19 @@ class RunFolder:
 
     def restore(self, name: str, model: Any) -> Stage | None:
         """A stage that an earlier, interrupted call finished; its weights are put into `model`."""
-        found = _read(self._stages / f"{name}.json")
+        found = read_record(self._stages / f"{name}.json")
         if found is None or found.get("fingerprint") != self.fingerprint:
             return None
         try:
-            model.set_weights(self._read_arrays(f"{name}.npz"))
+            wrong = mismatch(found, STAGE)
+            if wrong is not None:
+                raise ValueError(wrong)
             promises = tuple(Promise.from_record(p) for p in found["promises"])
             early = self._early(name, found.get("early"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None  # damaged: it is computed again
+            model.set_weights(self._read_arrays(f"{name}.npz"))
+        except (OSError, ValueError) as error:
+            _warn_damaged(self._stages / f"{name}.json", error, "the stage is computed again")
+            return None
         record = found["stage"]
         self.records.append(record)
         history = None
@@ -161,9 +219,7 @@ class RunFolder:
         return early
 
     def _read_arrays(self, name: str) -> list[np.ndarray]:
-        # Opened here: of a damaged file np.load itself leaves the handle open.
-        with (self._stages / name).open("rb") as file, np.load(file) as arrays:
-            return [arrays[key] for key in arrays.files]
+        return list(read_npz(self._stages / name).values())
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json` and return what it says; what only served to carry the Run on goes."""
@@ -173,7 +229,7 @@ class RunFolder:
         return record
 
     def _clear(self) -> None:
-        files = sorted(set(_own_files(self.path)))
+        files = sorted(own_files(self.path))
         # First, so that a half-cleared directory does not pass for a finished Run.
         (self.path / "run.json").unlink(missing_ok=True)
         for name in (*files, "manifest.json"):
@@ -216,20 +272,23 @@ def check_layout(
     Raises SecateurError before any work, instead of a report that fails after hours of it.
     """
     inner = sorted(out.glob("*/run.json"))
-    if len(seeds) > 1 and (out / "run.json").exists():
+    begun = sorted(
+        {file.parent for name in ("run.json", ".stages") for file in out.glob(f"*/{name}")}
+    )
+    if len(seeds) > 1 and ((out / "run.json").exists() or (out / ".stages").exists()):
         raise SecateurError(
-            f"{out} holds a run of its own (run.json), beside which several seeds cannot be "
+            f"{out} holds a run of its own, beside which several seeds cannot be "
             "reported; choose another --out"
         )
-    if len(seeds) == 1 and inner:
+    if len(seeds) == 1 and begun:
         raise SecateurError(
-            f"{out} holds the runs of several seeds ({inner[0].parent.name}, ...), beside which one "
+            f"{out} holds the runs of several seeds ({begun[0].name}, ...), beside which one "
             "run cannot be reported; choose another --out"
         )
     wanted = {f"seed-{seed}" for seed in seeds}
     for file in inner:
         own = file.parent.name in wanted
-        found = (_read(file) or {}).get("recipe")
+        found = (read_record(file) or {}).get("recipe")
         same = isinstance(found, dict) and {**found, "seed": 0} == {**recipe.to_record(), "seed": 0}
         if not same and not (own and overwrite):
             raise SecateurError(
@@ -238,39 +297,21 @@ def check_layout(
             )
 
 
-def plain(value: Any) -> Any:
-    """A record as JSON can hold it: NaN and infinity become None, NumPy's numbers Python's.
+def check_inputs(
+    out: Path, recipe: Recipe, inputs: Sequence[Any], *, overwrite: bool = False
+) -> None:
+    """Refuse a folder in which a Run would write onto, or discard, a file that it reads.
 
-    >>> plain({"loss": [0.5, float("inf")], "zeros": np.int64(3)})
-    {'loss': [0.5, None], 'zeros': 3}
+    inputs: paths among which may be names and models. Raises SecateurError before any work.
     """
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _own_files(path: Path) -> Iterator[str]:
-    """Names of the artifacts that the Run in a directory wrote, finished or not."""
-    manifest = _read(path / "manifest.json") or {}
-    if "fingerprint" not in manifest:  # of `secateur export`: no Run's
-        manifest = {}
-    rows = (_read(path / "run.json") or {}).get("rows")
-    begun = (_read(path / ".stages" / "begun.json") or {}).get("files")
-    for entry in [*_list(manifest.get("files")), *_list(rows), *_list(begun)]:
-        name = entry.get("path") if isinstance(entry, dict) else entry
-        # Never a path to somewhere else, whatever an edited file says.
-        if not isinstance(name, str) or Path(name).name != name:
-            continue
-        own = [name, beside(name).name] if Path(name).suffix in (".keras", ".h5") else [name]
-        yield from (one for one in own if (path / one).is_file())
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    names = set(RECORDS) | (own_files(out) if overwrite else set())
+    for stage in ("baseline", *recipe.stage_names(), "control"):
+        for format, suffix in FORMATS.items():
+            names.add(f"{stage}-{format}{suffix}")
+    if (out / "recipe.toml").is_file() and recipe.as_text() == (out / "recipe.toml").read_text():
+        names.discard("recipe.toml")  # its own, from which it is repeated
+    paths = [path for path in inputs if isinstance(path, str | Path)]
+    refuse_inputs({f"the run's {name}:": out / name for name in sorted(names)}, paths)
 
 
 def _whose(record: dict[str, Any]) -> str:
@@ -295,8 +336,5 @@ def _stage_record(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    return None
+def _warn_damaged(file: Path, why: object, then: str) -> None:
+    warnings.warn(f"{file} is damaged ({why}); {then}", stacklevel=3)

@@ -25,10 +25,12 @@ from secateur.capture import Evidence, batches_of, evidence, without_gradients
 from secateur.compression import copy_model
 from secateur.datasets import Data, Split, fit_to, load
 from secateur.errors import SecateurError
-from secateur.measurement import score
+from secateur.measurement import answers
 from secateur.methods.prune import Prune
-from secateur.runtimes.keras import KerasSession, leaves
-from secateur.training import compiled_loss, infer_loss
+from secateur.outputs import asked, compiled_loss
+from secateur.runtimes.keras import KerasSession, leaves, meanings_of
+from secateur.scoring import score
+from secateur.training import infer_loss
 from secateur.weights import Select, Weight, weight_table
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -48,6 +50,7 @@ def pruning_sensitivity(
     select: Select | None = None,
     limit: int = 1000,
     seed: int = 0,
+    outputs: str | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Prune one weight alone at each sparsity, without training; how well the model still answers.
@@ -61,6 +64,7 @@ def pruning_sensitivity(
             out, and `method.plan` says why.
         limit: validation samples, chosen by `seed`.
         seed: of the split, where `data` have no validation part yet, and of random criteria.
+        outputs: "logits" or "probabilities", where neither the model nor its loss says what they are.
         progress: called as (label, done, total, text); what it raises ends the work.
 
     Returns the baseline (`path` None) and a record for each weight and sparsity: path, shape, size,
@@ -83,7 +87,7 @@ def pruning_sensitivity(
     ladder = sorted({_checked(prototype, sparsity) for sparsity in sparsities})
     if not ladder:
         raise SecateurError("sparsities=() received, expected fractions, as (0.5, 0.8)")
-    trial = _Trial.of(model, data, limit, seed)
+    trial = _Trial.of(model, data, limit, seed, outputs)
     table = weight_table(trial.model)
     weights = {path: table[path] for path in prototype.plan(table).changed}
     if not weights:
@@ -128,6 +132,7 @@ def quantization_sensitivity(
     select: Select | None = None,
     limit: int = 1000,
     seed: int = 0,
+    outputs: str | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Round one weight alone to the grid that files use, in float arithmetic; what it costs.
@@ -154,7 +159,7 @@ def quantization_sensitivity(
         raise SecateurError("bits=() received, expected whole numbers from 2 to 16, as (8, 4)")
     for width in widths:
         affine.symmetric_scales(np.zeros(1), width, ())  # refuse it before the model is copied
-    trial = _Trial.of(model, data, limit, seed)
+    trial = _Trial.of(model, data, limit, seed, outputs)
     table = weight_table(trial.model)
     reasons = (select or Select(frozen=True)).reasons(table)
     weights = [table[path] for path, reason in reasons.items() if reason is None]
@@ -198,9 +203,11 @@ class _Trial:
     samples: Split
     outputs: Any
     quality: Mapping[str, float | None]
+    meaning: str | None
 
     @classmethod
-    def of(cls, model: Any, data: Any, limit: int, seed: int) -> _Trial:
+    def of(cls, model: Any, data: Any, limit: int, seed: int, word: str | None) -> _Trial:
+        asked(word)
         if limit < 1:
             raise SecateurError(f"limit={limit!r} received, expected 1 sample or more")
         found = load(data, seed=seed)
@@ -217,8 +224,10 @@ class _Trial:
         validation = found.validation or validation
         rows = np.sort(np.random.default_rng(seed).permutation(len(validation))[:limit])
         samples = Split(validation.x[rows], None if validation.y is None else validation.y[rows])
-        outputs = session.predict(samples.x)
-        return cls(copy, session, found, samples, outputs, _quality(outputs, samples.y))
+        outputs = answers(session, samples.x, model.name)
+        meaning = word or next(iter(meanings_of(model).values()))
+        quality = _quality(outputs, samples.y, meaning)
+        return cls(copy, session, found, samples, outputs, quality, meaning)
 
     def baseline(self, kind: str) -> Record:
         return self._record(kind, None, self.quality, 0.0)
@@ -228,7 +237,7 @@ class _Trial:
         with _written(weight, value, changed):
             outputs = self.session.predict(self.samples.x)
         worst = _output_error(outputs, self.outputs)
-        return self._record(kind, weight, _quality(outputs, self.samples.y), worst)
+        return self._record(kind, weight, _quality(outputs, self.samples.y, self.meaning), worst)
 
     def _record(
         self, kind: str, weight: Weight | None, quality: Mapping[str, Any], error: float | None
@@ -256,12 +265,14 @@ def _written(weight: Weight, value: Any, changed: Any) -> Iterator[None]:
         weight.variable.assign(value)
 
 
-def _quality(outputs: Any, y: np.ndarray | None) -> dict[str, float | None]:
+def _quality(outputs: Any, y: np.ndarray | None, meaning: str | None) -> dict[str, float | None]:
     """Accuracy, loss and squared error, None where labels or outputs do not allow them."""
-    found = {} if y is None or isinstance(outputs, Mapping) else score(outputs, y)
+    found: dict[str, float] = {}
+    # A weight may be so bad for a model that its outputs overflow; JSON has no such number.
+    if y is not None and isinstance(outputs, np.ndarray) and np.isfinite(outputs).all():
+        found = score(outputs, y, meaning)
     accuracy = found.get("accuracy", found.get("label_accuracy"))
     numbers = {"accuracy": accuracy, "loss": found.get("loss"), "mse": found.get("mse")}
-    # A weight may be so bad for a model that its outputs overflow; JSON has no such number.
     return {k: v if v is not None and np.isfinite(v) else None for k, v in numbers.items()}
 
 
@@ -292,7 +303,7 @@ def _evidence(
     if not prototype.needs_data or train is None:
         return evidence(trial.model, weights, needs, None)
     if loss is None and train.y is not None and {"gradient", "squared_gradient"} & set(needs):
-        loss = infer_loss(trial.model, train.x, train.y)
+        loss = infer_loss(trial.model, train.x, train.y, trial.meaning)
     return evidence(trial.model, weights, needs, batches_of(train.x, train.y), loss)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import SecateurError, nearest
+from secateur.records import of_file, read_npz
 from secateur.streams import Pair, first_line, gather, kind_of, refused, require_memory
 
 NAMED = {"digits": 16.0, "mnist": 255.0, "fashion-mnist": 255.0, "plant-leaves": 255.0}
@@ -142,12 +143,8 @@ def _read_cached(name: str, size: Size | None) -> tuple[Source, bool]:
 
 def _read_npz(path: Path, size: Size | None, name: str, scale: float | None) -> tuple[Source, bool]:
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a whole .npz archive")
-        with np.load(path, allow_pickle=False) as file:
-            found = list(file.files)
-            arrays = {key: file[key] for key in found if key in (*KEYS, *JPEG_KEYS)}
-    except Exception as error:  # damaged and forged archives raise a dozen kinds of error
+        arrays = read_npz(path, (*KEYS, *JPEG_KEYS))
+    except (OSError, ValueError) as error:
         raise refused(
             f"{path}, unreadable ({first_line(error)}),", "plain numeric arrays", NPZ_FIX
         ) from error
@@ -155,14 +152,16 @@ def _read_npz(path: Path, size: Size | None, name: str, scale: float | None) -> 
     has_images = "jpeg_train" in arrays or "jpeg_test" in arrays
     if has_images:
         notes = _decode_blobs(path, arrays, size)
-    train, test = (
-        None if x not in arrays else _checked(arrays[x], arrays.get(y))
-        for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
-    )
-    if train is None and "x" in arrays:
-        train = _checked(arrays["x"], arrays.get("y"))
+    with of_file(path):
+        train, test = (
+            None if x not in arrays else _checked(arrays[x], arrays.get(y))
+            for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
+        )
+        if train is None and "x" in arrays:
+            train = _checked(arrays["x"], arrays.get("y"))
     if train is None and test is None:
-        names = ", ".join(found) or "nothing"
+        with zipfile.ZipFile(path) as archive:
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "nothing"
         raise refused(f"{path} with {names}", "x_train, y_train, x_test, y_test or x, y", NPZ_FIX)
     return Source(name, train, test, scale, notes, named), has_images
 

@@ -8,21 +8,19 @@ dies with its process, so that a killed sweep leaves nothing to clean up. docs/d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import zipfile
-import zlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from secateur.artifact import write_atomically, write_json_atomically
+from secateur.artifact import locked, read_record, write_atomically, write_json_atomically
 from secateur.errors import SecateurError
+from secateur.records import POINT, mismatch, read_json, read_npz
 
 FORMAT_VERSION = 1
 NAME = 16  # characters of a fingerprint that name a directory
@@ -42,12 +40,12 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = False):
         self.path = Path(path)
-        if (self.path / "run.json").exists():
+        if (self.path / "run.json").exists() or (self.path / ".stages").exists():
             raise SecateurError(
-                f"{self.path} holds a run (run.json), expected a sweep or an empty folder; fix: "
+                f"{self.path} holds a run, expected a sweep or an empty folder; fix: "
                 "choose another --out"
             )
-        found = _read(self.path / "sweep.json")
+        found = read_record(self.path / "sweep.json")
         if found is None and (self.path / "sweep.json").exists():
             raise SecateurError(
                 f"{self.path / 'sweep.json'} is damaged, expected what a sweep wrote; fix: delete "
@@ -83,16 +81,25 @@ class Store:
 
         Raises SecateurError for a record that another version of this package wrote.
         """
-        record = _read(self.folder(fingerprint) / "record.json")
-        if record is None or record.get("fingerprint") != fingerprint:
+        file = self.folder(fingerprint) / "record.json"
+        try:
+            record = read_json(file)
+        except OSError:
             return None
+        except ValueError as error:
+            return _damaged(file, str(error))
+        name = record.get("fingerprint") if isinstance(record, dict) else None
+        if name != fingerprint:
+            ours = isinstance(name, str) and name[:NAME] == file.parent.name
+            return None if ours else _damaged(file, "it is not the record of this point")
         version = record.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise SecateurError(
-                f"{self.folder(fingerprint)} holds a point of version {version}, this secateur reads "
+                f"{file.parent} holds a point of version {version}, this secateur reads "
                 f"version {FORMAT_VERSION}; fix: use the secateur that wrote it, or another --out"
             )
-        return record
+        wrong = mismatch(record, POINT)
+        return record if wrong is None else _damaged(file, wrong)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a point's record, whole or not at all."""
@@ -110,7 +117,8 @@ class Store:
 
     def begun(self, fingerprint: str) -> int | None:
         """The process that began the point last, alive or not."""
-        return (_read(self.folder(fingerprint) / "begun.json") or {}).get("pid")
+        pid = (read_record(self.folder(fingerprint) / "begun.json") or {}).get("pid")
+        return pid if isinstance(pid, int) else None
 
     def forget(self, fingerprint: str) -> None:
         """Drop a point, so that it is computed again; one that another process has claimed stays."""
@@ -121,14 +129,16 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Every point's record, in the order of their names; damaged ones are left out."""
         files = sorted((self.path / "points").glob("*/record.json"))
-        found = [(_read(file) or {}).get("fingerprint", "") for file in files]
-        records = [self.read(name) for name in found if isinstance(name, str)]
+        found = [(file, (read_record(file) or {}).get("fingerprint")) for file in files]
+        # Never a path to somewhere else, whatever an edited file says.
+        names = [n for f, n in found if isinstance(n, str) and n[:NAME] == f.parent.name]
+        records = [self.read(name) for name in names]
         return [record for record in records if record is not None]
 
     @contextmanager
     def claim(self, fingerprint: str) -> Iterator[bool]:
         """Yield whether the point is ours while the block lasts; other processes then pass it by."""
-        with _locked(self.path / "locks" / f"{fingerprint[:NAME]}.lock", wait=False) as ours:
+        with locked(self.path / "locks" / f"{fingerprint[:NAME]}.lock", wait=False) as ours:
             yield ours
 
     def shared(
@@ -144,7 +154,7 @@ class Store:
         found = self.kept(fingerprint)
         if found is not None:
             return found
-        with _locked(self.path / "locks" / f"dense-{fingerprint[:NAME]}.lock", wait=True):
+        with locked(self.path / "locks" / f"dense-{fingerprint[:NAME]}.lock", wait=True):
             found = self.kept(fingerprint)
             if found is None:
                 shutil.rmtree(folder, ignore_errors=True)  # what a killed process left half done
@@ -170,44 +180,20 @@ class Store:
         return found
 
 
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise SecateurError(
-            f"{path} cannot be locked ({error.strerror}), expected a folder with space, the right "
-            "to write, and locks; fix: choose another --out"
-        ) from error
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
 def _save(path: Path, arrays: list[np.ndarray]) -> None:
     named: dict[str, Any] = {f"{i:06d}": array for i, array in enumerate(arrays)}
     np.savez(path, **named)
 
 
 def _read_shared(folder: Path, fingerprint: str) -> tuple[list[np.ndarray], dict[str, Any]] | None:
-    record = _read(folder / "record.json")
+    record = read_record(folder / "record.json")
     if record is None or record.get("fingerprint") != fingerprint:
         return None
-    damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*damaged):
-        with (folder / "weights.npz").open("rb") as file, np.load(file) as arrays:
-            return [arrays[key] for key in sorted(arrays.files)], record
-    return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
+        arrays = read_npz(folder / "weights.npz")
+        return [arrays[key] for key in sorted(arrays)], record
     return None
+
+
+def _damaged(file: Path, why: str) -> None:
+    warnings.warn(f"{file} is damaged ({why}); the point is computed again", stacklevel=3)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.apart import memory_limit
 from secateur.errors import SecateurError
 
 MEMORY_LIMIT = 8 * 2**30  # bytes that samples read from images or batches may fill
@@ -89,12 +90,13 @@ def require_memory(size: int, what: str, fix: str = "") -> None:
     ...
     secateur.errors.SecateurError: these images, 10.0 GiB or more in memory, received, ...
     """
-    if size > MEMORY_LIMIT:
+    limit = memory_limit(MEMORY_LIMIT)
+    if size > limit:
         streaming = "or keep your own model.fit with Prune(...).callback(), which streams"
         raise refused(
             f"{what}, {size / 2**30:.1f} GiB or more in memory,",
-            f"at most {MEMORY_LIMIT / 2**30:.1f} GiB",
-            f"{fix or 'resize the samples, take(n) fewer'}, {streaming}",
+            f"at most {limit / 2**30:.1f} GiB",
+            f"{fix or 'resize the samples, take(n) fewer'}, {streaming}, or --max-memory 16GB",
         )
 
 

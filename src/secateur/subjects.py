@@ -14,6 +14,7 @@ from secateur.grids import Point, fingerprint
 from secateur.pipeline import resolve_model
 from secateur.recipe import Export
 from secateur.run_folder import fingerprint as model_fingerprint
+from secateur.runtimes.keras import meanings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,11 @@ class Subject:
             )
         fitted = datasets.fit_to(data, built.input_shape[1:], built.output_shape[1:])
         return cls(model=built, name=name, data=fitted, untrained=untrained)
+
+    def meaning(self, point: Point) -> str | None:
+        """What the outputs mean: by the recipe, the last activation or the compiled loss."""
+        settings = point.recipe.train
+        return next(iter(meanings_of(self.model, settings.loss, settings.outputs).values()))
 
     def identity(self, point: Point) -> str:
         """A fingerprint of what the points of one dense network share."""

@@ -35,10 +35,7 @@ from secateur.widths import Width
 
 RANGES = "secateur_ranges"  # the name of the variable that holds them
 Ranges = dict[str, tuple[float, float]]
-_HOOKS = (
-    *("call", "save_own_variables", "load_own_variables", "get_weights", "set_weights"),
-    "_secateur_restore",
-)
+_HOOKS = ("call", "_secateur_restore")
 
 
 class Substitution:
@@ -73,7 +70,7 @@ class Substitution:
             if ranges and key in ranges:
                 start[number] = ranges[key]
                 start[-1] = 1 / (1 - momentum)  # settled: what follows moves it slowly
-        self._state = keras.Variable(start, trainable=False, name=RANGES)
+        self.state = keras.Variable(start, trainable=False, name=RANGES)  # of the ranges
         self._fresh = True
 
     @property
@@ -84,23 +81,19 @@ class Substitution:
     @property
     def observed(self) -> bool:
         """Whether any range has been taken from data."""
-        return float(ops.convert_to_numpy(self._state.value)[-1, 0]) > 0
+        return float(ops.convert_to_numpy(self.state.value)[-1, 0]) > 0
 
     def attach(self) -> None:
         """Have the model called through the grids; functions traced before do not know of it."""
         restore(self.model)
+        self.begin()
+        self.model.__dict__["call"] = self.call
+        self.model.__dict__["_secateur_restore"] = self._restore
+        _forget_functions(self.model)
+
+    def begin(self) -> None:
+        """Take ranges that no data gave from the first step."""
         self._fresh = not self.observed
-        model, state = self.model, self._state
-        model._tracker.unlock()
-        model._track_variable(state)
-        model._tracker.lock()
-        model.__dict__["call"] = self._call
-        for name in ("save_own_variables", "load_own_variables"):
-            model.__dict__[name] = functools.partial(_without_state, model, state, name)
-        model.__dict__["get_weights"] = functools.partial(_weights_of, model, state)
-        model.__dict__["set_weights"] = functools.partial(_put_weights, model, state)
-        model.__dict__["_secateur_restore"] = self._restore
-        _forget_functions(model)
 
     def start_from(self, batches: Sequence[Any]) -> None:
         """Take the first ranges: the mean over batches of the smallest and largest value."""
@@ -114,13 +107,13 @@ class Substitution:
                 "expected finite numbers; fix: look for NaN in the data, or load a sound model"
             )
         start = np.concatenate([found.mean(0), np.full((1, 2), len(found))])
-        self._state.assign(start.astype(np.float32))
+        self.state.assign(start.astype(np.float32))
 
     def ranges(self) -> Ranges:
         """Key of each tensor -> (smallest, largest), as they are now; empty where values are floats."""
         if self._bits is None:
             return {}
-        found = ops.convert_to_numpy(self._state.value)
+        found = ops.convert_to_numpy(self.state.value)
 
         def bounds(number: int) -> tuple[float, float]:
             source, factor = self.points.multiples.get(number, (number, 1.0))
@@ -133,10 +126,11 @@ class Substitution:
         """Keys of ranges without extent: values that never were anything but 0."""
         return [key for key, (low, high) in self.ranges().items() if high - low < 1e-5]
 
-    def _call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """What the model gives through the grids; in training the ranges follow the values."""
         points, keys = self.points, len(self.points.keys)
         tracked = bool(training) and self._bits is not None and keys > 0
-        state = ops.convert_to_tensor(self._state)
+        state = ops.convert_to_tensor(self.state)
         count = state[-1, 0]
         low, high = widened(state[:-1, 0], state[:-1, 1])
         lows, highs = ops.unstack(low, keys), ops.unstack(high, keys)
@@ -183,7 +177,7 @@ class Substitution:
             moved = ops.stack(
                 [low + rate * (seen[0] - low), high + rate * (seen[1] - high)], axis=1
             )
-            self._state.assign(ops.concatenate([moved, state[-1:] + 1]))
+            self.state.assign(ops.concatenate([moved, state[-1:] + 1]))
         return outputs
 
     def _quantized(self, value: Any, low: Any, high: Any) -> Any:
@@ -226,7 +220,6 @@ class Substitution:
     def _restore(self) -> None:
         for name in _HOOKS:
             self.model.__dict__.pop(name, None)
-        self.model._untrack_variable(self._state)
         _forget_functions(self.model)
 
 
@@ -347,33 +340,3 @@ def _tensors(x: Any) -> Any:
 
 def _forget_functions(model: Any) -> None:
     model.train_function = model.test_function = model.predict_function = None
-
-
-class _Weights(list):
-    """A model's weights as callbacks keep them (EarlyStopping), and the ranges they had then."""
-
-    ranges: np.ndarray
-
-
-def _weights_of(model: Any, state: Any) -> _Weights:
-    found = _Weights(_without_state(model, state, "get_weights"))
-    found.ranges = ops.convert_to_numpy(state.value)
-    return found
-
-
-def _put_weights(model: Any, state: Any, weights: Any) -> None:
-    _without_state(model, state, "set_weights", weights)
-    if isinstance(weights, _Weights):
-        state.assign(weights.ranges)
-
-
-def _without_state(model: Any, state: Any, name: str, *values: Any) -> Any:
-    """A method of the model on its own variables, of which the ranges are none."""
-    method: Callable = getattr(type(model), name)
-    model._untrack_variable(state)
-    try:
-        return method(model, *values)
-    finally:
-        model._tracker.unlock()
-        model._track_variable(state)
-        model._tracker.lock()

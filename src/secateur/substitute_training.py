@@ -9,6 +9,7 @@ import numpy as np
 
 from secateur.capture import batches_of
 from secateur.errors import SecateurError
+from secateur.hooks import digest
 from secateur.project import Projection, ProjectionCallback
 from secateur.quantization import QUANTIZATIONS
 from secateur.substitute import Ranges, Substitution, restore
@@ -24,9 +25,10 @@ class SubstitutionCallback(ProjectionCallback):
     take the first ranges from; without them the first step of the training gives them. specify:
     makes the specification of the model's weights, where none is given.
 
-    Afterwards `ranges` and `specification` hold what `export` takes, and the model is called in
-    float again. Weights that another callback puts back (EarlyStopping) come with the ranges they had if
-    this one stands behind it; else with those of the last step.
+    The model goes through the grids within the steps of `fit` and its validation; whoever calls it
+    in between (`predict` in another callback) has the float model. Afterwards `ranges` and
+    `specification` hold what `export` takes. Weights of an earlier epoch that another callback puts
+    back (EarlyStopping) come with the ranges of that epoch.
     """
 
     def __init__(
@@ -43,10 +45,21 @@ class SubstitutionCallback(ProjectionCallback):
         self.ranges: Ranges = {}
         self.substitution: Substitution | None = None
         self._freeze, self._data, self._specify = freeze, data, specify
+        self._ranges_of: dict[int, Ranges] = {}  # of an epoch's weights, by their digest
+        self._constant: list[str] = []
 
     def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """None beside the promised zeros."""
         return {}
+
+    def begin(self, model: Any, loop: tuple[int, int] | None = None) -> Projection:
+        """Hold the promised zeros; refused in a loop of one's own, which calls the model itself."""
+        if loop is not None:
+            raise SecateurError(
+                "a quantization-aware callback received by TrainingLoop, expected one that prunes: "
+                "the grids act within the steps of fit; fix: model.fit(..., callbacks=[callback])"
+            )
+        return super().begin(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Take first ranges from data, attach, and have the training step traced anew."""
@@ -71,8 +84,9 @@ class SubstitutionCallback(ProjectionCallback):
             _require_shape(model, batch)
         self.substitution.start_from(batches)
         self.substitution.frozen = self._freeze <= 0
-        # The zeros first: their table knows nothing of the variable that is added here.
-        self.begin(model, model.optimizer)
+        self.substitution.begin()
+        self.ranges, self._ranges_of, self._constant = {}, {}, []
+        super().on_train_begin(logs)
         if told := self.substitution.points.told_floats():
             self.notes.append(f"computed in float, in training as in the file: {told}")
         if self.substitution.outside:
@@ -80,8 +94,22 @@ class SubstitutionCallback(ProjectionCallback):
                 f"trained in float, quantized afterwards: {', '.join(self.substitution.outside)} "
                 "(layers that call others by code of their own)"
             )
-        self.substitution.attach()
-        model.make_train_function(force=True)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Have the validation of this training go through the grids."""
+        if self._hooks is not None:
+            self._hooks.before_validation()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Leave the model its own way to be evaluated."""
+        if self._hooks is not None:
+            self._hooks.after_validation()
+
+    def after_epoch(self) -> None:
+        """Remember the ranges that belong to these weights, for whoever puts them back."""
+        if self.substitution is not None:
+            self._ranges_of[digest(self.model)] = self.substitution.ranges()
+        super().after_epoch()
 
     def masks_at(self, step: int, last: int, projection: Projection) -> None:
         """Freeze the statistics of BatchNorm when it is time; the step is traced anew for it."""
@@ -96,15 +124,16 @@ class SubstitutionCallback(ProjectionCallback):
         elif step < self._freeze * total:
             return
         found.frozen = True
-        self.model.make_train_function(force=True)
+        if self._hooks is not None:
+            self._hooks.retrace()
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Read the ranges and take everything off: the model is float again."""
-        model = self.model  # on JAX: brings the variables up to date
+    def end(self) -> None:
+        """Read the ranges that belong to the model's weights."""
         found = self.substitution
         if found is not None and self.specification is not None:
             if found.observed:
-                self.ranges = found.ranges()
+                known = self._ranges_of.get(digest(self.model))
+                self.ranges = known or self.ranges or found.ranges()
                 self.specification = Specification(
                     format=self.specification.format,
                     widths=self.specification.widths,
@@ -112,19 +141,18 @@ class SubstitutionCallback(ProjectionCallback):
                 )
             _require_sound(found)
             constant = found.constant()
-            if constant:
+            if constant and not self._constant:
+                self._constant = constant
                 self.note(
                     f"activations of {', '.join(constant)} were constant throughout the training: "
                     "their range has no extent, and the layers after them learn nothing from them"
                 )
-        restore(model)
-        super().on_train_end(logs)
+        super().end()
 
 
 def _require_sound(found: Substitution) -> None:
     bad = [key for key, bounds in found.ranges().items() if not np.isfinite(bounds).all()]
     if bad:
-        restore(found.model)
         raise SecateurError(
             f"activations of {bad[0]} became NaN or infinite in training, expected finite numbers; "
             "fix: lower learning_rate, or look for NaN in the data"

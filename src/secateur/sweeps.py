@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from secateur import clusters, datasets, points
-from secateur.artifact import versions, write_atomically
+from secateur.artifact import refuse_records, versions, write_atomically
 from secateur.compression import snapshot_for
 from secateur.datasets import Data
 from secateur.errors import SecateurError
@@ -74,7 +74,9 @@ class Sweep:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page (default: report.html in the store) and return its path."""
-        return write_sweep_html(self.records, path or self.path / "report.html")
+        target = self.path / "report.html" if path is None else Path(path)
+        refuse_records({"report": target}, self.path)
+        return write_sweep_html(self.records, target)
 
     def _repr_html_(self) -> str:
         console = Console(record=True, width=130, file=io.StringIO())
@@ -161,7 +163,7 @@ def _rename(store: Store, named: Mapping[str, Point]) -> None:
     for name, point in named.items():
         record = store.read(name)
         names = {"grid": point.grid, "curve": point.curve, "settings": dict(point.settings)}
-        if record is not None and {key: record[key] for key in names} != names:
+        if record is not None and {key: record.get(key) for key in names} != names:
             store.write({**record, **names})
 
 
@@ -241,6 +243,9 @@ def carry_out(
     """
     say = say or (lambda text: None)
     every, named = work.points(), work.named()
+    read = work.subject(every[-1]).data  # the one that is still held
+    for note in read.notes:
+        say(f"{read.name}: {note}")
     pending, computed = dict(named), 0
     outlook = Outlook({name: every[place] for place, name in named.items()}, store.read)
     groups = work.groups()

@@ -23,7 +23,9 @@ BIAS_SLOTS = {
     "TRANSPOSE_CONV": 3,
 }
 # Operators whose work the shapes of their tensors do not tell.
-OPAQUE = ("CALL", "CONV_3D_TRANSPOSE", "CUSTOM", "IF", "LSTM", "RNN", "SVDF", "WHILE")
+OPAQUE = frozenset(
+    "CALL CUSTOM DELEGATE IF LSTM RFFT2D RNN STABLEHLO SVDF WHILE CONV_3D_TRANSPOSE".split()
+)
 DTYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -109,17 +111,21 @@ class Operator:
 
     def macs(self) -> int | None:
         """Multiply-accumulates; weights are (out, h, w, in), (1, h, w, out) for DEPTHWISE."""
-        if any(word in self.name for word in OPAQUE):
+        if OPAQUE & {self.name, *self.name.split("_")}:
             return None
         shapes: list[tuple[int, ...]] = [t.shape if t else () for t in self.inputs]
-        out = self.outputs[0].shape if self.outputs else ()
+        out: tuple[int, ...] = self.outputs[0].shape if self.outputs else ()
         per_output = {
             "CONV_2D": lambda: math.prod(shapes[1][1:]),
             "CONV_3D": lambda: math.prod(shapes[1][:-1]),
             "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
             "FULLY_CONNECTED": lambda: shapes[1][-1],
-            "BATCH_MATMUL": lambda: math.prod(shapes[0]) * math.prod(out[-1:]) // math.prod(out),
+            "BATCH_MATMUL": lambda: math.prod(shapes[0][-2:]) // max(*out[-2:-1], 1),
         }
+        if self.name == "FULLY_CONNECTED":
+            rows = math.prod(shapes[0]) * shapes[1][0], math.prod(out) * shapes[1][-1]
+            if rows[0] != rows[1]:  # behind a reshape whose target is computed, sizes are made up
+                return None
         if self.name == "TRANSPOSE_CONV":  # (output shape, weights, input)
             return math.prod(shapes[2]) * math.prod(shapes[1][:3])
         return math.prod(out) * per_output[self.name]() if self.name in per_output else 0
@@ -316,21 +322,22 @@ def _data(model: Any, buffer: Any) -> np.ndarray | None:
 
 
 def _interface(model: Any, side: str) -> dict[str, int]:
-    """Name -> tensor of the inputs or outputs, by the signature where the file has one.
+    """Name -> tensor of the inputs or outputs, in the order of the graph that is run, the first.
 
-    Tensors without a name are called input, input_1, ... and output, output_1, ...
+    Names are the signature's where the file has one for that graph: it lists them by the alphabet,
+    and firmware counts them as the graph does. Tensors without a name are called input, input_1, ...
+    and output, output_1, ...
     """
-    if model.SignatureDefsLength():
-        signature = model.SignatureDefs(0)
+    graph = model.Subgraphs(0)
+    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+    signatures = (model.SignatureDefs(k) for k in range(model.SignatureDefsLength()))
+    for signature in (s for s in signatures if s.SubgraphIndex() == 0):
         entries = [
             getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())
         ]
-        named = {entry.Name().decode(): entry.TensorIndex() for entry in entries}
-        graph = model.Subgraphs(signature.SubgraphIndex())
-        _require_sides(graph, side, list(named.values()))
-        return named
-    graph = model.Subgraphs(0)
-    indices = [getattr(graph, side)(i) for i in range(getattr(graph, f"{side}Length")())]
+        _require_sides(graph, side, [entry.TensorIndex() for entry in entries])
+        entries.sort(key=lambda entry: indices.index(entry.TensorIndex()))
+        return {entry.Name().decode(): entry.TensorIndex() for entry in entries}
     _require_sides(graph, side, indices)
     word, found = side.removesuffix("s").lower(), {}
     for place, index in enumerate(indices):

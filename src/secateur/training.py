@@ -14,9 +14,17 @@ import numpy as np
 from secateur.capture import without_gradients
 from secateur.datasets import Data
 from secateur.errors import SecateurError
-from secateur.measurement import are_probabilities
-from secateur.project import MASK, release
-from secateur.substitute import restore
+from secateur.hooks import detach
+from secateur.outputs import (
+    ACTIVATIONS,
+    LOGITS,
+    PROBABILITIES,
+    activation_of,
+    asked,
+    of_loss,
+    settled,
+)
+from secateur.seeding import random_states_kept, seed_layers
 from secateur.weights import weight_table
 
 DECAYS = ("none", "cosine")
@@ -31,6 +39,7 @@ class Train:
     optimizer: a Keras name ("adam", "sgd", ...). learning_rate: None takes the optimizer's own.
     decay: "none", or "cosine" to zero over the training. batch_size in samples, epochs whole
     passes (0: no training). loss: a Keras name; None takes the compiled one, else infers it.
+    outputs: "logits" or "probabilities"; None reads it from the last activation or the loss.
     batchnorm: "re-estimate" its statistics after a step that pruned, or "keep" those of training.
     "auto" means None, which TOML cannot write.
 
@@ -44,10 +53,11 @@ class Train:
     batch_size: int = 32
     epochs: int = 1
     loss: str | None = None
+    outputs: str | None = None
     batchnorm: str = "re-estimate"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "loss"):
+        for name in ("learning_rate", "loss", "outputs"):
             if getattr(self, name) == "auto":
                 object.__setattr__(self, name, None)
         for name, known in (("decay", DECAYS), ("batchnorm", BATCHNORM)):
@@ -55,6 +65,7 @@ class Train:
                 raise SecateurError(
                     f"{name} {getattr(self, name)!r} received, expected one of {', '.join(known)}"
                 )
+        asked(self.outputs)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise SecateurError(
                 f"learning_rate {self.learning_rate!r} received, expected a number above 0, as 0.001"
@@ -99,9 +110,7 @@ class Snapshot(keras.callbacks.Callback):
     def take(self, model: Any) -> None:
         """Take it now."""
         self.weights = model.get_weights()
-        # Without the masks, which on JAX travel among them.
-        variables = [v for v in model.optimizer.variables if v.name != MASK]
-        self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in variables]
+        self.optimizer = [keras.ops.convert_to_numpy(v.value) for v in model.optimizer.variables]
 
     def restore(self, model: Any) -> None:
         """Put weights and, where it is the same optimizer, its state back into a compiled model."""
@@ -148,38 +157,37 @@ def train(
             f"data {data.name!r} has no labels, training needs them; "
             "give y, or set epochs = 0 to act on the weights alone"
         )
-    keras.utils.set_random_seed(seed)
-    _seed_layers(model, seed)
-    steps_per_epoch = -(-len(split) // settings.batch_size)
-    steps = steps_per_epoch * settings.epochs
-    first = 0 if start is None else int(start.epoch)
-    loss = loss if loss is not None else _named_loss(settings.loss)
-    loss = loss if loss is not None else infer_loss(model, split.x, split.y)
-    # Compiling anew also drops a training step that was traced with other callbacks.
-    model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
-    if start is not None:
-        start.restore(model)
-    watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
-    if progress is not None:
-        watch.append(_Reporter(progress, label, steps - first * steps_per_epoch))
-    validation = data.validation
-    begun = time.perf_counter()
-    try:
-        history = model.fit(
-            split.x,
-            split.y,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            initial_epoch=first,
-            shuffle=True,
-            validation_data=None if validation is None else (validation.x, validation.y),
-            validation_batch_size=500,
-            callbacks=watch,
-            verbose=0,
-        )
-    finally:
-        release(model.optimizer)
-        restore(model)
+    with random_states_kept(seed):
+        seed_layers(model, seed)
+        steps_per_epoch = -(-len(split) // settings.batch_size)
+        steps = steps_per_epoch * settings.epochs
+        first = 0 if start is None else int(start.epoch)
+        loss = loss if loss is not None else _named_loss(settings.loss)
+        loss = loss if loss is not None else infer_loss(model, split.x, split.y, settings.outputs)
+        # Compiling anew also drops a training step that was traced with other callbacks.
+        model.compile(optimizer=_optimizer(settings, steps), loss=loss, metrics=_metrics(loss))
+        if start is not None:
+            start.restore(model)
+        watch = [*callbacks, keras.callbacks.TerminateOnNaN()]
+        if progress is not None:
+            watch.append(_Reporter(progress, label, steps - first * steps_per_epoch))
+        validation = data.validation
+        begun = time.perf_counter()
+        try:
+            history = model.fit(
+                split.x,
+                split.y,
+                batch_size=settings.batch_size,
+                epochs=settings.epochs,
+                initial_epoch=first,
+                shuffle=True,
+                validation_data=None if validation is None else (validation.x, validation.y),
+                validation_batch_size=500,
+                callbacks=watch,
+                verbose=0,
+            )
+        finally:
+            detach(model)
     seconds = time.perf_counter() - begun
     metrics = {name: [float(v) for v in values] for name, values in history.history.items()}
     if not np.isfinite(metrics.get("loss", [0.0])).all():
@@ -268,38 +276,31 @@ def _average(
     return call(inputs, training=True, **kwargs)
 
 
-def compiled_loss(model: Any) -> Any:
-    """The loss a model was compiled with, None when it was not."""
-    return getattr(model, "loss", None) if getattr(model, "compiled", False) else None
-
-
-def infer_loss(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+def infer_loss(model: Any, x: np.ndarray, y: np.ndarray, meaning: str | None = None) -> Any:
     """The Keras loss that fits the model's output and the labels.
 
     Whole-number labels (n,) with k >= 2 outputs: sparse cross-entropy; one-hot (n, k): cross-
     entropy; labels 0 / 1 with one output: binary; floats of the output's shape: mean squared
-    error. Whether outputs are probabilities is read from the last activation, else from values.
-    Raises SecateurError, naming both shapes, when nothing fits.
+    error. meaning: of the outputs (`runtimes.keras.meanings_of`); None: read from the last activation.
+    Raises SecateurError, naming both shapes, when nothing fits, and where nothing says whether the
+    outputs are logits or probabilities.
     """
     outputs = keras.ops.convert_to_numpy(model(x[:32], training=False))
     y = np.asarray(y)
     units = outputs.shape[-1] if outputs.ndim > 1 else 1
     whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
     labels = np.squeeze(y, -1) if y.ndim == 2 and y.shape[-1] == 1 else y
-    activation = final_activation(model)
+    activation = activation_of(model.outputs[0]) if getattr(model, "outputs", None) else None
+    meaning = meaning or settled(ACTIVATIONS.get(activation or ""))
     if whole and labels.ndim == 1 and units >= 2:
-        logits = not _are_probabilities(activation, outputs)
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=_logits(model, meaning))
     if labels.ndim == 1 and units == 1 and set(np.unique(labels[:10_000]).tolist()) <= {0, 1}:
-        inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-        probability = activation == "sigmoid" or (activation is None and inside)
-        return keras.losses.BinaryCrossentropy(from_logits=not probability)
+        return keras.losses.BinaryCrossentropy(from_logits=_logits(model, meaning))
     one_hot = y.ndim == 2 and units >= 2 and y.shape == (len(y), units) and _rows_are_one_hot(y)
     if one_hot and activation == "sigmoid":
         return keras.losses.BinaryCrossentropy()
     if one_hot:
-        logits = not _are_probabilities(activation, outputs)
-        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+        return keras.losses.CategoricalCrossentropy(from_logits=_logits(model, meaning))
     if y.shape[1:] == outputs.shape[1:] or (labels.ndim == 1 and units == 1):
         return keras.losses.MeanSquaredError()
     raise SecateurError(
@@ -309,38 +310,18 @@ def infer_loss(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
     )
 
 
-def final_activation(model: Any) -> str | None:
-    """Name of the activation that the outputs leave through; None when it cannot be told."""
-    layer = model
-    while isinstance(layer, keras.Model):
-        if not getattr(layer, "layers", None) or not getattr(layer, "outputs", None):
-            return None
-        layer = layer.outputs[0]._keras_history.operation
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    return getattr(getattr(layer, "activation", None), "__name__", None)
-
-
-def _are_probabilities(activation: str | None, outputs: np.ndarray) -> bool:
-    if activation is not None:
-        return activation == "softmax"
-    return are_probabilities(outputs)
+def _logits(model: Any, meaning: str | None) -> bool:
+    if meaning is None:
+        raise SecateurError(
+            f"outputs of {model.name!r} received that nothing says to be logits or probabilities, "
+            'expected a last activation or a compiled loss that does; fix: outputs = "logits" (or '
+            '"probabilities") in the recipe\'s [train] block, or --outputs'
+        )
+    return meaning != PROBABILITIES
 
 
 def _rows_are_one_hot(y: np.ndarray) -> bool:
     return bool(np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all())
-
-
-def random_states(model: Any) -> list[Any]:
-    """The generators that Dropout, noise and augmentation keep: variables, but not weights."""
-    weights = {id(w) for w in model.weights}
-    return [v for v in model.variables if id(v) not in weights]
-
-
-def _seed_layers(model: Any, seed: int) -> None:
-    """No global seed reaches the generators that layers keep of their own."""
-    for number, state in enumerate(random_states(model)):
-        state.assign(np.array([1_000_003 * number + seed, 0]).astype(state.dtype))
 
 
 def _named_loss(name: str | None) -> Any:
@@ -372,8 +353,11 @@ def _optimizer(settings: Train, steps: int) -> Any:
     return type(optimizer).from_config(config)
 
 
-def _metrics(loss: Any) -> list[str]:
+def _metrics(loss: Any) -> list[Any]:
     name = loss if isinstance(loss, str) else type(loss).__name__
+    if isinstance(loss, keras.losses.BinaryCrossentropy) and of_loss(loss) == LOGITS:
+        # Keras's "accuracy" compares with 0.5 whatever the loss takes the outputs for.
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
     return ["accuracy"] if "crossentropy" in name.lower() else ["mae"]
 
 

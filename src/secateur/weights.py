@@ -52,10 +52,21 @@ class Weight:
         """Whether a recurrent cell computes with it, Keras's or a user's: inside a loop over time."""
         return hasattr(self.owner, "state_size")
 
-    def read(self) -> Any:
-        """The values as a NumPy array of `shape`."""
+    @property
+    def lora(self) -> bool:
+        """Whether the layer adds a low-rank update (Keras's `enable_lora`) to it."""
+        own = (getattr(self.owner, name, None) for name in ("_kernel", "_embeddings"))
+        return bool(getattr(self.owner, "lora_enabled", False)) and any(
+            variable is self.variable for variable in own
+        )
+
+    def read(self, *, merged: bool = False) -> Any:
+        """The values as a NumPy array of `shape`; merged: with the low-rank update added."""
         import keras
 
+        if merged and self.lora:
+            name = "embeddings" if self.role == "embedding" else "kernel"
+            return keras.ops.convert_to_numpy(getattr(self.owner, name))
         return keras.ops.convert_to_numpy(self.variable.value)
 
     def require_finite(self) -> None:

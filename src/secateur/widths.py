@@ -7,7 +7,6 @@ written realises them, and promises of kind "bits" are checked on its own tensor
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from secateur.errors import SecateurError
 from secateur.promises import Promise
+from secateur.records import read_json
 from secateur.weights import Select, WeightTable
 
 # What a specification's file is called, in the place of the suffix of the Keras file.
@@ -50,11 +50,13 @@ class Width:
     block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bits is not None and (isinstance(self.bits, bool) or self.bits not in BITS):
+        if self.bits is not None and (type(self.bits) is not int or self.bits not in BITS):
             raise SecateurError(
                 f"bits {self.bits!r} received, expected 4, 8, 16 or float; fix: choose one"
             )
-        if self.block is not None and (self.bits != 4 or self.block not in BLOCKS):
+        if self.block is not None and (
+            self.bits != 4 or type(self.block) is not int or self.block not in BLOCKS
+        ):
             raise SecateurError(
                 f"block {self.block!r} with {self.bits or 'float'} bits received, expected "
                 f"{', '.join(map(str, BLOCKS))} with 4 bits; fix: leave the block out"
@@ -164,13 +166,13 @@ class Specification:
         """The specification beside a Keras file that a Run with a quantize step wrote."""
         file = beside(path)
         try:
-            return cls.from_record(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_record(read_json(file))
         except FileNotFoundError:
             raise SecateurError(
                 f"{file} is not there, expected the bits and ranges of {Path(path).name}, which a "
                 "quantize step leaves beside its Keras file; fix: keep the two together"
             ) from None
-        except (OSError, SecateurError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise SecateurError(
                 f"{file} cannot be read ({error}), expected the bits and ranges that a quantize "
                 "step left; fix: take it from the folder of an unchanged run"

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 
 from secateur.errors import SecateurError
+from secateur.interrupts import end_children
 from secateur.store import Store
 
 POINTS = 40  # points after which a worker makes way for a fresh one
@@ -86,6 +87,7 @@ def supervise(
                 watch(len(left), len(alive))
     finally:
         for process in alive:
+            end_children(process.pid)
             process.terminate()
         for process in alive:
             process.join(10)
@@ -114,6 +116,7 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        end_children()
         os._exit(4)
 
 

@@ -4,6 +4,7 @@ import pytest
 from tests.reporting.records_example import example_run, example_runs
 
 from secateur.reporting import rows
+from secateur.reporting.aggregation import references
 
 
 def run(seed, *table):
@@ -34,12 +35,37 @@ def test_sizes_are_compared_raw_with_raw_and_gzip_with_gzip():
     assert small["reference"] == "baseline-float32"
 
 
-def test_the_reference_is_the_float32_file_then_h5_then_keras():
-    h5, keras = row("b-h5", form="h5", bytes=3), row("b-keras", form="keras", bytes=4)
-    assert rows([run(0, keras, h5, row("b-float32", bytes=2))])[0]["reference"] == "b-float32"
-    assert rows([run(0, keras, h5)])[0]["reference"] == "b-h5"
-    assert rows([run(0, keras)])[0]["reference"] == "b-keras"
-    # A float32 row without a size (a live model) cannot be the reference.
+@pytest.mark.parametrize(
+    ("form", "baselines", "reference"),
+    [
+        ("int8", ["keras", "int8", "h5", "float32", "onnx"], "float32"),
+        ("sparse", ["keras", "h5", "dynamic", "float32"], "float32"),
+        ("int8", ["keras", "dynamic", "int8"], "int8"),  # no float file: one of the same format
+        ("int16x8", ["keras", "dynamic"], "dynamic"),
+        ("onnx-int8", ["float32", "keras", "onnx-int8", "onnx"], "onnx"),
+        ("h5", ["float32", "keras", "h5"], "h5"),
+        ("keras", ["float32", "keras", "h5"], "keras"),
+        # Nothing of the same container: named as such.
+        ("int8", ["keras", "h5", "onnx"], "h5"),
+        ("onnx-int8", ["keras", "int8", "float32"], "float32"),
+        ("keras", ["int8", "float32"], "float32"),
+    ],
+)
+def test_a_file_is_compared_with_one_of_the_same_container_or_it_is_said(
+    form, baselines, reference
+):
+    table = [row(f"b-{name}", form=name, bytes=9) for name in baselines]
+    table = rows([run(0, *table, row("p", "pruned", form, bytes=3))])
+    like = reference.partition("-")[0] == form.partition("-")[0] or {reference, form} <= {
+        "float32", "sparse", "dynamic", "int8", "int16x8",
+    }  # fmt: skip
+    assert (table[-1]["reference"], table[-1]["same_container"]) == (f"b-{reference}", like)
+    assert all(one["reference"] and one["same_container"] for one in table[:-1])
+    assert (f"b-{reference} (another kind of file than p)" in references(table)) == (not like)
+
+
+def test_a_row_without_a_size_is_no_reference():
+    keras = row("b-keras", form="keras", bytes=4)
     assert rows([run(0, row("b-float32"), keras)])[0]["reference"] == "b-keras"
     assert rows([run(0, row("p", "pruned", bytes=1))])[0]["reference"] is None
 

@@ -51,19 +51,21 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(example_run())[:2000], "is no complete JSON (line 1); .*run the recipe again"),
+        (json.dumps(example_run())[:2000], "is no complete JSON (line 1 .*run the recipe again"),
         ("", "is no complete JSON"),
-        (b"\xff\xfe\x00", "is no complete JSON (not UTF-8)"),
-        ("[" * 100_000, "is no complete JSON"),
+        (b"\xff\xfe\x00", "is no complete JSON (not a text file in UTF-8)"),
+        ("[" * 100_000, "is no complete JSON (nested more than 50 deep)"),
         ("[]", "JSON of another kind"),
         (json.dumps({"kind": "manifest"}), "JSON of another kind"),
         (broken(format_version=2), "has format version 2; this secateur reads 1"),
         (broken(format_version=None), "has format version None"),
         (broken(complete=False), "is incomplete: .*secateur run lab --data mnist --seed 0"),
-        (broken(rows=None), "no usable 'rows' (NoneType); expected list"),
-        (broken(rows=[{"row": "x"}]), "entry in 'rows' without row / stage / format"),
-        (broken(stages=["x"]), "entry in 'stages' without name"),
-        (broken(seed="0"), "no usable 'seed' (str); expected int"),
+        (broken(rows=None), "'rows' is missing"),
+        (broken(rows=[{"row": "x"}]), "'rows[0].format' is missing"),
+        (broken(stages=["x"]), "'stages[0]' is 'x', expected a table"),
+        (broken(seed="0"), "'seed' is '0', expected a number"),
+        (broken(model={"name": ["x"]}), "'model.name' is ['x'], expected text"),
+        (broken(notes="x"), "'notes' is 'x', expected a list"),
     ],
 )
 def test_what_is_no_finished_run_is_refused_in_one_line(tmp_path, text, message):

@@ -6,6 +6,7 @@ import pytest
 from tests.reporting.records_example import example_run, example_runs
 
 from secateur.reporting import headline
+from secateur.reporting.sentence import headline_parts
 
 
 def changed(seeds=1, **stages):
@@ -47,6 +48,13 @@ def test_worse_accuracy_keeps_its_sign():
     assert "accuracy -3.0 points against the baseline" in said
 
 
+def without_h5(runs):
+    """The Runs without the files of another container: of equal sizes the first is the subject."""
+    for run in runs:
+        run["rows"] = [row for row in run["rows"] if row["format"] != "h5"]
+    return runs
+
+
 def test_a_change_below_a_tenth_of_a_point_is_not_rounded_away():
     said = headline(changed(pruned={"accuracy": 0.9572}))
     assert "accuracy +0.04 points against the baseline" in said
@@ -54,18 +62,18 @@ def test_a_change_below_a_tenth_of_a_point_is_not_rounded_away():
 
 
 def test_a_larger_file_is_called_larger():
-    said = headline(changed(pruned={"bytes": 170080, "gzip_bytes": 154730}))
+    said = headline(without_h5(changed(pruned={"bytes": 170080, "gzip_bytes": 154730})))
     assert said.startswith("2.0 times larger gzipped and 2.0 times larger raw")
     assert "smaller" not in said
 
 
 def test_smaller_gzipped_but_not_raw_is_said_both_ways():
-    said = headline(changed(pruned={"bytes": 85124, "gzip_bytes": 23302}))
+    said = headline(without_h5(changed(pruned={"bytes": 85124, "gzip_bytes": 23302})))
     assert said.startswith("3.3 times smaller gzipped but 0.1 % larger raw")
 
 
 def test_equal_files_are_equal():
-    runs = changed(pruned={"bytes": 85040, "gzip_bytes": None})
+    runs = without_h5(changed(pruned={"bytes": 85040, "gzip_bytes": None}))
     assert headline(runs).startswith("exactly as large, accuracy")
 
 
@@ -139,6 +147,17 @@ def test_the_h5_is_the_reference_where_there_is_no_tflite():
     said = headline(runs)
     assert "pruned-h5 against baseline-h5" in said
     assert said.startswith("3.2 times smaller gzipped and less than 0.1 % smaller raw")
+
+
+def test_another_container_is_named_where_the_size_is_said():
+    runs = example_runs(1)
+    runs[0]["rows"] = [
+        row for row in runs[0]["rows"] if row["row"] in ("baseline-h5", "pruned-dynamic")
+    ]
+    said, _ = headline_parts(runs)
+    assert said.startswith(
+        "9.6 times smaller gzipped, 4.0 times raw (a .tflite file against a .h5 file), "
+    )
 
 
 def test_the_smallest_gzipped_file_of_the_compressed_model_is_the_subject():

@@ -352,7 +352,7 @@ def test_the_same_point_twice_is_refused(points):
         studies([*points, twin])
     with pytest.raises(SecateurError, match="format version 2"):
         studies([{**points[0], "format_version": 2}])
-    with pytest.raises(SecateurError, match="no usable 'curve'"):
+    with pytest.raises(SecateurError, match="'curve' is missing"):
         studies([{**points[0], "curve": None}])
 
 

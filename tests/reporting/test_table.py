@@ -24,7 +24,7 @@ def test_a_narrow_terminal_shows_whole_figures():
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     for figure in ("pruned-dynamic", "24,472", "8,130", "9.5x", "96.50 %", "+0.45", "80.2 %"):
         assert figure in text
-    assert "against baseline-float32" in text
+    assert "of the same kind, baseline-h5, baseline-float32" in " ".join(text.split())
 
 
 def test_a_wide_terminal_shows_the_range_and_the_percentage():

@@ -14,7 +14,7 @@ from secateur.errors import SecateurError
 from secateur.runtimes import keras as runtime
 from secateur.runtimes import runtime_for
 
-layers = keras.layers
+layers, ops = keras.layers, keras.ops
 
 
 @pytest.fixture
@@ -175,9 +175,60 @@ def test_a_layer_called_twice_counts_twice():
     assert runtime.load(outer).macs() == 64
 
 
-def test_a_product_of_two_tensors_does_not_pretend_to_be_counted():
-    x = keras.Input((4, 4))
-    assert runtime.load(keras.Model(x, keras.ops.matmul(x, x))).macs() is None
+def kernel(*shape):
+    return np.ones(shape, "float32")
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes", "macs"),
+    [
+        (lambda x: ops.conv(x, kernel(3, 3, 1, 4), padding="same"), [(6, 6, 1)], 1296),
+        (lambda x: ops.depthwise_conv(x, kernel(3, 3, 2, 1), padding="same"), [(6, 6, 2)], 648),
+        (
+            lambda x: ops.separable_conv(x, kernel(3, 3, 2, 1), kernel(1, 1, 2, 3)),
+            [(6, 6, 2)],
+            16 * 18 + 16 * 6,
+        ),
+        (
+            lambda x: ops.conv_transpose(x, kernel(3, 3, 4, 2), strides=2, padding="same"),
+            [(6, 6, 2)],
+            72 * 36,
+        ),
+        (lambda x: x @ kernel(6, 5), [(6,)], 30),
+        (lambda x, y: ops.matmul(x, y), [(4, 6), (6, 5)], 120),
+        (lambda x: ops.einsum("bti,ij->btj", x, kernel(6, 5)), [(4, 6)], 120),
+        (lambda x: ops.tensordot(x, kernel(4, 6, 5), axes=2), [(4, 6)], 120),
+        pytest.param(
+            *(lambda x: ops.tensordot(x, kernel(5, 6), axes=[[2], [1]]), [(4, 6)], 120),
+            marks=pytest.mark.filterwarnings("ignore:NotImplemented should not:DeprecationWarning"),
+        ),
+        (lambda x: ops.inner(x, kernel(5, 6)), [(6,)], 30),
+        (lambda x: ops.dot(x, kernel(6, 5)), [(6,)], 30),
+        (lambda x, y: layers.Dot(1)([x, y]), [(6,), (6,)], 6),
+        (lambda x: layers.ReLU()(ops.multiply(x, 2.0)), [(6,)], 0),
+        # not told by any shape, so not 0
+        (lambda x: layers.Lambda(lambda v: ops.matmul(v, v))(x), [(4, 4)], None),
+        (
+            lambda x: layers.TimeDistributed(layers.Lambda(lambda v: v @ kernel(4, 4)))(x),
+            [(4, 4)],
+            None,
+        ),
+        (lambda x: Squared()(x), [(4, 4)], None),
+        (lambda x: layers.Attention()([x, x]), [(4, 4)], None),
+        (lambda x: ops.matmul(ops.reshape(x, (-1, 4)), kernel(4, 5)), [(6, 4)], None),
+        (lambda x: ops.einsum("bti,bsi->bts", x, x), [(None, 4)], None),
+    ],
+)
+def test_operations_that_multiply_are_counted_or_not_known_and_never_nothing(
+    operation, shapes, macs
+):
+    inputs = [keras.Input(shape) for shape in shapes]
+    assert runtime.load(keras.Model(inputs, operation(*inputs))).macs() == macs
+
+
+class Squared(layers.Layer):
+    def call(self, x):
+        return ops.matmul(x, x)
 
 
 def test_layers_of_a_nested_model_are_counted():

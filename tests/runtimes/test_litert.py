@@ -13,6 +13,7 @@ from secateur import conversion, zoo
 from secateur.errors import SecateurError
 from secateur.runtimes import litert
 from secateur.runtimes.keras import KerasSession
+from secateur.tflite import Operator, Tensor
 
 
 def with_biases(model):
@@ -207,6 +208,50 @@ def test_operators_are_counted_by_hand():
     session = litert.load(conversion.to_litert(net)["float32"])
     assert session.macs() == by_hand
     assert KerasSession(net).macs() == by_hand
+
+
+def test_keras_and_the_file_count_the_same():
+    keras.utils.set_random_seed(0)
+    layers, ops = keras.layers, keras.ops
+    rng = np.random.default_rng(0)
+
+    def kernel(*shape):
+        return rng.normal(size=shape).astype("float32")
+
+    x = keras.Input((6, 6, 2))
+    rows = layers.Reshape((12, 6))(x)
+    branches = [
+        ops.conv(x, kernel(3, 3, 2, 4), padding="same"),
+        ops.depthwise_conv(x, kernel(3, 3, 2, 1), padding="same"),
+        ops.separable_conv(x, kernel(3, 3, 2, 1), kernel(1, 1, 2, 3), padding="same"),
+        ops.matmul(layers.Flatten()(x), kernel(72, 5)),
+        ops.matmul(rows, ops.transpose(rows, (0, 2, 1))),
+        ops.einsum("bti,ij->btj", rows, kernel(6, 4)),
+        layers.LayerNormalization()(rows),
+        layers.BatchNormalization()(layers.Conv2D(4, 3, groups=2)(x)),
+        layers.SeparableConv2D(3, 3, depth_multiplier=2)(x),
+        layers.Conv1D(3, 3, strides=2)(rows),
+        layers.EinsumDense("bti,ijk->btjk", (12, 2, 3))(rows),
+        layers.Dense(5)(layers.GlobalAveragePooling2D()(x)),
+    ]
+    net = keras.Model(x, layers.Concatenate()([layers.Flatten()(branch) for branch in branches]))
+    by_hand = 2592 + 648 + 648 + 216 + 360 + 864 + 288
+    by_hand += 16 * 4 * 9 + 16 * 4 * 9 + 16 * 4 * 3 + 5 * 3 * 18 + 12 * 6 * 6 + 10
+    assert KerasSession(net).macs() == by_hand
+    assert litert.load(conversion.to_litert(net)["float32"]).macs() == by_hand
+    # Behind a reshape whose target is computed no size in a file is that of a sample.
+    rows, weights, out = ((1, 1), (3, 6), (1, 3))
+    tensors = [Tensor("", shape, "FLOAT32", None, None, None) for shape in (rows, weights, out)]
+    assert Operator("FULLY_CONNECTED", tensors[:2], tensors[2:]).macs() is None
+
+
+def test_a_name_within_a_name_is_not_that_operator():
+    """SQUARED_DIFFERENCE holds the letters of IF, whose work is not known."""
+    assert Operator("SQUARED_DIFFERENCE", [], []).macs() == 0
+    assert Operator("STABLEHLO_DOT_GENERAL", [], []).macs() is None
+    one, many = (Tensor("", shape, "FLOAT32", None, None, None) for shape in ((1, 4, 6), (8, 6, 5)))
+    product = Tensor("", (8, 4, 5), "FLOAT32", None, None, None)
+    assert Operator("BATCH_MATMUL", [one, many], [product]).macs() == 8 * 4 * 5 * 6
 
 
 def test_an_operator_that_notices_the_batch_only_when_it_runs():

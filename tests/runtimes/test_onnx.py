@@ -380,3 +380,32 @@ def test_keras_agrees(files, model, x):
     for format, most in (("onnx", 1e-5), ("onnx-dynamic", 0.05), ("onnx-int8", 0.05)):
         difference = np.abs(onnx.load(files[format]).predict(x) - expected).max()
         assert difference <= most * np.abs(expected).max(), format
+
+
+def test_codes_at_the_ends_of_a_file_are_values_outside():
+    """A file that takes and gives uint8: what goes in is quantized, what comes out is decoded."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "step", "zero"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Sigmoid", ["b"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "unit", "none"], ["y"]),
+    ]
+    tensors = {
+        **{"step": np.float32(0.5), "zero": np.uint8(10), "w": np.eye(2, dtype="float32")},
+        **{"unit": np.float32(1 / 256), "none": np.uint8(0)},
+    }
+    ends = TensorProto.UINT8, ["n", 2]
+    session = onnx.load(built(nodes, tensors, {"x": ends}, {"y": ends}))
+    values = np.array([[0.0, 1.5], [-5.0, 40.0]])
+    expected = 1 / (1 + np.exp(-values))
+    np.testing.assert_allclose(session.predict(values), expected, atol=1 / 256)
+    np.testing.assert_array_equal(session.predict(np.int64([[0, 3]])), session.predict([[0.0, 3]]))
+    assert session.input_coding("x") == (np.uint8, 0.5, 10)
+    assert session.meanings() == {"y": "probabilities"}
+
+
+def test_whole_numbers_are_not_made_of_others():
+    session = onnx.load(product(dtype=np.int64))
+    assert session.predict(np.float32([[1, 2, 3]])).tolist() == [[16, 22]]
+    with pytest.raises(SecateurError, match="an input of int64 without a scale, expected whole"):
+        session.predict(np.float32([[0.5, 2, 3]]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from secateur import conversion, runtimes, zoo
+from secateur.arrays import affine
 from secateur.errors import SecateurError
 from secateur.measurement import measure
 from secateur.runtimes import litert, runtime
@@ -104,11 +105,44 @@ def test_measuring_10_000_images_keeps_memory_flat(files):
 
 
 def test_codes_are_clipped_and_come_back():
-    coded = runtimes.coded(np.float32([-9, 0, 0.25, 9]), np.int8, 0.25, -3)
-    assert coded.tolist() == [-39, -3, -2, 33]
-    assert runtimes.coded(np.float32([1e6, -1e6]), np.int8, 0.25, -3).tolist() == [127, -128]
-    assert runtimes.decoded(coded, 0.25, -3).tolist() == [-9, 0, 0.25, 9]
-    assert runtimes.coded(np.int32([7]), np.int8, 0.25, -3).tolist() == [7]  # codes already
+    codes = affine.coded(np.float32([-9, 0, 0.25, 9]), np.int8, 0.25, -3)
+    assert codes.tolist() == [-39, -3, -2, 33]
+    assert affine.coded(np.float32([1e6, -1e6]), np.int8, 0.25, -3).tolist() == [127, -128]
+    assert affine.decoded(codes, 0.25, -3).tolist() == [-9, 0, 0.25, 9]
+    assert affine.values_of(codes, (np.dtype("int8"), 0.25, -3), "x").tolist() == [-9, 0, 0.25, 9]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "bool"])
+def test_whole_numbers_are_values_like_any(dtype):
+    """They were written as codes, and wrapped."""
+    values = np.array([0, 1, 100, 127]).astype(dtype)
+    expected = affine.coded(values.astype("float32"), np.int8, 0.5, -128).tolist()
+    assert affine.coded(values, np.int8, 0.5, -128).tolist() == expected
+
+
+@pytest.mark.parametrize("values", [np.float32([0.5]), np.int64([300]), np.int64([-1])])
+def test_an_input_without_a_scale_rounds_and_wraps_nothing(values):
+    with pytest.raises(SecateurError, match=r"an input of uint8 without a scale, expected whole"):
+        affine.coded(values, np.uint8, 0.0, 0)
+    with pytest.raises(SecateurError, match=r"codes received for input x, which has none"):
+        affine.values_of(values, (np.dtype("float32"), 0.0, 0), "x")
+
+
+@pytest.mark.parametrize("runtime", ["litert", "litert:reference", "tflm"])
+def test_pixels_of_uint8_give_what_they_give_as_floats(files, runtime):
+    pixels = np.random.default_rng(2).integers(0, 2, (8, 28, 28), dtype=np.uint8)
+    session = runtimes.runtime(runtime).load(files / "int8.tflite")
+    floats = session.predict(pixels.astype("float32"))
+    np.testing.assert_array_equal(session.predict(pixels), floats)
+    coding = session.input_coding(session.input_names[0])
+    measured = [
+        measure(files / "int8.tflite", pair, latency=False, runtime=runtime, codes=codes).accuracy
+        for pair, codes in (
+            ((pixels, floats.argmax(-1)), False),
+            ((affine.coded(pixels, *coding), floats.argmax(-1)), True),
+        )
+    ]
+    assert measured == [1.0, 1.0]
 
 
 def test_a_runtime_without_extra_costs_says_nothing(files):

@@ -4,7 +4,6 @@ import importlib
 import os
 import random
 import resource
-import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from secateur import conversion, zoo
+from secateur.apart import run_apart
 from secateur.errors import SecateurError
 from secateur.measurement import measure
 from secateur.runtimes import litert, runtime, tflm
@@ -181,11 +181,11 @@ def test_a_damaged_file_is_one_line(files, tmp_path, damage, match):
 
 
 def test_a_file_that_crashes_the_interpreter_ends_only_the_trial(files, monkeypatch):
-    def crash(arguments, **options):
+    def crash(arguments, limits, name, **options):
         code = "import faulthandler; faulthandler._sigsegv()"
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        return run_apart([sys.executable, "-c", code], {}, limits, name)
 
-    monkeypatch.setattr(tflm, "run_child", crash)
+    monkeypatch.setattr(tflm, "run_python", crash)
     with pytest.raises(SecateurError, match=r"crashed with SIGSEGV\), expected an unchanged"):
         tflm.load(files["int8"])
 

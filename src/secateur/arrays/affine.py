@@ -1,7 +1,10 @@
-"""The grids that integer files store weights on: value = (code - zero_point) * scale.
+"""The grids of integer files: value = (code - zero_point) * scale.
 
-Symmetric grids only, as weights have: the zero point is 0, so that a pruned zero stays a zero.
+Those of weights are symmetric: the zero point is 0, so that a pruned zero stays a zero. Inputs and
+outputs have any (`coded`, `decoded`).
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +90,61 @@ def decibels(error: float | None) -> float | None:
 def _wide(weight: np.ndarray) -> np.ndarray:
     """In float32 or wider: a half-precision weight divided in its own type would round twice."""
     return np.asarray(weight, np.result_type(weight.dtype, np.float32))
+
+
+def coded(array: np.ndarray, dtype: Any, scale: float, zero_point: int) -> np.ndarray:
+    """Return values of a model's input as the file takes them: as codes where `scale` is not 0.
+
+    Whole numbers are values too: pixels of 0 to 255 are quantized like any. Raises `SecateurError`
+    where an input of whole numbers without a scale would round values, or wrap them.
+
+    >>> coded(np.array([0.0, 0.5, 9.0]), np.int8, 0.5, -1)
+    array([-1,  0, 17], dtype=int8)
+    >>> coded(np.uint8([0, 9]), np.int8, 0.5, -1)
+    array([-1, 17], dtype=int8)
+    """
+    if not np.issubdtype(dtype, np.integer):
+        return np.ascontiguousarray(array, dtype)
+    if not scale:
+        _require_whole(array, np.dtype(dtype))
+        return np.ascontiguousarray(array, dtype)
+    limits = np.iinfo(dtype)
+    codes = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
+    return np.ascontiguousarray(codes, dtype)
+
+
+def values_of(codes: np.ndarray, coding: tuple[Any, float, int] | None, name: str) -> np.ndarray:
+    """Return the values that codes of an input stand for; `coding`: dtype, scale and zero point.
+
+    >>> values_of(np.int8([-1, 17]), (np.dtype("int8"), 0.5, -1), "x")
+    array([0., 9.])
+    """
+    if coding is None or not coding[1]:
+        raise SecateurError(
+            f"codes received for input {name}, which has none, expected values; fix: leave codes out"
+        )
+    dtype, scale, zero_point = coding
+    _require_whole(codes, dtype)
+    return (codes.astype(np.float64) - zero_point) * scale
+
+
+def _require_whole(array: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse what a dtype of whole numbers would round, or wrap around."""
+    limits = np.iinfo(dtype)
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    whole = array.dtype.kind in "biu" or bool((np.trunc(array) == array).all())
+    if not whole or low < limits.min or high > limits.max:
+        raise SecateurError(
+            f"values from {low:g} to {high:g} ({array.dtype}) received for an input of {dtype} without "
+            f"a scale, expected whole numbers from {limits.min} to {limits.max}; fix: give the numbers "
+            "as they are, not divided (--scale 1)"
+        )
+
+
+def decoded(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """Return outputs as floats; as they are where `scale` is 0.
+
+    >>> decoded(np.array([-1, 17], np.int8), 0.5, -1)
+    array([0., 9.], dtype=float32)
+    """
+    return (values.astype(np.float32) - zero_point) * scale if scale else values

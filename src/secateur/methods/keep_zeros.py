@@ -74,6 +74,8 @@ class KeepZeros:
 class KeepZerosCallback(ProjectionCallback):
     """Holds the zeros that the model has when training begins; made by `KeepZeros.callback`."""
 
+    first = True  # what another method prunes in the same step is that one's
+
     def __init__(self, method: KeepZeros, zeros: Mapping[str, np.ndarray] | None = None):
         super().__init__(zeros)
         self.method = method

@@ -214,6 +214,7 @@ class PruneCallback(ProjectionCallback):
         self._selected: dict[str, Weight] = {}
         self._timetable: Timetable | None = None
         self._last: int | None = None
+        self._short = False  # whether it was noted that the final sparsity is not reached
 
     def weights_to_hold(self, table: WeightTable) -> Mapping[str, Weight]:
         """The selected weights; resolves the schedule against this training."""
@@ -244,7 +245,8 @@ class PruneCallback(ProjectionCallback):
         """Say so when training ended before the schedule did."""
         super().end()
         reached = self.curve[-1][1] if self.curve else 0.0
-        if reached < self.method.final and not self.notes:
+        if reached < self.method.final and not self._short:
+            self._short = True
             self.note(
                 f"training stopped before the pruning schedule ended: {100 * reached:.1f} % zeros "
                 f"reached, {100 * self.method.final:g} % asked for"
@@ -261,7 +263,8 @@ class PruneCallback(ProjectionCallback):
                 )
             total = int(schedule.begin if schedule.shape == "one-shot" else schedule.end) + 1
         timetable = schedule.resolve(total, self.steps_per_epoch or total)
-        if timetable.cut_off:
+        self._short = timetable.cut_off
+        if self._short:
             last = timetable.latest(total - 1)
             reached = 0.0 if last is None else timetable.value(last, self.method.final)
             self.note(

@@ -4,14 +4,15 @@ Like is compared with like: raw bytes with raw bytes, gzip with gzip, and only o
 both sides have. Differences are taken per seed and then averaged.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from statistics import fmean, median
 from typing import Any
 
 from secateur.reporting.formats import finite
 
 BASELINE, CONTROL = "baseline", "control"
-REFERENCE_ORDER = ("float32", "h5", "keras")
+REFERENCE_ORDER = ("float32", "h5", "keras", "onnx")
 QUALITIES = ("accuracy", "mse")
 AVERAGED = (
     "stripped_bytes", "stripped_gzip_bytes", "label_accuracy", "loss", "top5", "mse", "mae", "parameters", "zeros", "nonzero", "sparsity", "macs", "load_ms",
@@ -26,7 +27,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
     Each row holds, as plain numbers or None: `bytes` and `gzip_bytes`; `times_smaller` and `percent`
     (raw against raw) and `times_smaller_gzip` and `percent_gzip` (gzip against gzip), against the row
-    that `reference` names; `accuracy` in [0, 1]; `points` and `points_control`, in percentage points,
+    that `reference` names, a file of the same `container` where there is one; `accuracy` in [0, 1]; `points` and `points_control`, in percentage points,
     against the baseline and the dense control; `sparsity`, `latency_us` and more. `*_min` and `*_max`
     are None with a single seed: one seed has no spread.
 
@@ -35,13 +36,57 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     1.0
     """
     names = list(dict.fromkeys(row["row"] for run in runs for row in run["rows"]))
-    reference = reference_row(runs)
-    return [_aggregate(runs, name, reference) for name in names]
+    return [_aggregate(runs, name) for name in names]
 
 
-def reference_row(runs: Sequence[Run]) -> str | None:
-    """Name the row that sizes are compared with: the baseline's float32 .tflite, else .h5, else .keras."""
-    return _preferred(runs, BASELINE, lambda row: finite(row.get("bytes")) is not None)
+def container(row: Row) -> str:
+    """Name the kind of file that a row is, by its suffix: what each costs beside the weights differs.
+
+    >>> container({"format": "int8"}), container({"format": "onnx-int8"}), container({"path": "a/b.h5"})
+    ('.tflite', '.onnx', '.h5')
+    """
+    if suffix := PurePath(row.get("path") or "").suffix:
+        return suffix
+    form = str(row["format"])
+    if form in ("h5", "keras"):
+        return f".{form}"
+    return ".onnx" if form.startswith("onnx") else ".tflite"
+
+
+def reference_row(runs: Sequence[Run], row: Row) -> str | None:
+    """Name the baseline's row that a row's size is compared with, the only place that chooses it.
+
+    A file of the same container, the float one where there is one, then one of the same format; only
+    where the baseline has no such file one of another container, which whoever writes must say.
+    """
+    order = (*REFERENCE_ORDER, row["format"])
+
+    def sized(other: Row) -> bool:
+        return finite(other.get("bytes")) is not None
+
+    like = _preferred(
+        runs, BASELINE, lambda other: sized(other) and container(other) == container(row), order
+    )
+    return like or _preferred(runs, BASELINE, sized)
+
+
+def references(table: Sequence[Row]) -> str:
+    """Say what the sizes of a table are compared with, for below it; "" where nothing is.
+
+    >>> references([{"row": "pruned-int8", "reference": "baseline-keras", "same_container": False}])
+    'against baseline-keras (another kind of file than pruned-int8)'
+    """
+    by_reference: dict[str, list[str]] = {}
+    for row in table:
+        if row["reference"] is not None:
+            unlike = by_reference.setdefault(row["reference"], [])
+            unlike += [] if row["same_container"] else [row["row"]]
+    told = [
+        f"{name} (another kind of file than {', '.join(unlike)})" if unlike else name
+        for name, unlike in by_reference.items()
+    ]
+    same = "the baseline's file of the same kind, " if len(told) > 1 else ""
+    return f"against {same}{', '.join(told)}" if told else ""
 
 
 def quality_row(runs: Sequence[Run], stage: str, quality: str) -> str | None:
@@ -77,9 +122,11 @@ def comparable(runs: Sequence[Run], name: str | None, other: str | None) -> bool
     return all(ours[seed] == theirs[seed] for seed in ours.keys() & theirs.keys())
 
 
-def _aggregate(runs: Sequence[Run], name: str, reference: str | None) -> Row:
+def _aggregate(runs: Sequence[Run], name: str) -> Row:
     present = [row for run in runs for row in run["rows"] if row["row"] == name]
     first = present[0]
+    reference = reference_row(runs, first)
+    others = (row for run in runs for row in run["rows"] if row["row"] == reference)
     accuracy = values(runs, name, "accuracy")
     latency = values(runs, name, "latency.median_us")
     record: Row = {
@@ -90,7 +137,9 @@ def _aggregate(runs: Sequence[Run], name: str, reference: str | None) -> Row:
         "threads": _common(row.get("threads") for row in present),
         "seeds": len(present),
         "n": _common(row.get("n") for row in present),
+        "container": container(first),
         "reference": reference,
+        "same_container": all(container(other) == container(first) for other in others),
     }
     for key, short in (("bytes", ""), ("gzip_bytes", "_gzip")):
         own, compared = values(runs, name, key), values(runs, reference, key)
@@ -122,14 +171,19 @@ def _with_range(key: str, numbers: Iterable[float]) -> Row:
     }
 
 
-def _preferred(runs: Sequence[Run], stage: str, usable) -> str | None:
+def _preferred(
+    runs: Sequence[Run],
+    stage: str,
+    usable: Callable[[Row], bool],
+    order: Sequence[str] = REFERENCE_ORDER,
+) -> str | None:
     """Pick a stage's row by format; one that every Run has goes before one that some lack."""
     candidates: dict[str, tuple[int, int]] = {}
     for run in runs:
         for row in run["rows"]:
             if row["stage"] == stage and usable(row):
-                known = row["format"] in REFERENCE_ORDER
-                rank = REFERENCE_ORDER.index(row["format"]) if known else len(REFERENCE_ORDER)
+                known = row["format"] in order
+                rank = order.index(row["format"]) if known else len(order)
                 missing, _ = candidates.get(row["row"], (len(runs), rank))
                 candidates[row["row"]] = (missing - 1, rank)
     return min(candidates, key=candidates.__getitem__, default=None)

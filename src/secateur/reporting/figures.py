@@ -38,7 +38,7 @@ def results(runs: Sequence[Run], table: Sequence[Row]) -> Json | None:
     """Prepare the opening figure: a bar for each file's size, a dot for each seed's accuracy."""
     sized = [row for row in table if row["bytes"] is not None and row["stage"] != CONTROL]
     widest = max((row["bytes"] for row in sized), default=0) or 1
-    reference = next((row for row in table if row["row"] == row["reference"]), None)
+    size = {row["row"]: row["bytes"] for row in table}
     quality = next((q for q in QUALITIES if any(row[q] is not None for row in table)), None)
     found = {row["row"]: values(runs, row["row"], quality) for row in table} if quality else {}
     low, high = _domain([dot for dots in found.values() for dot in dots.values()], quality)
@@ -50,7 +50,7 @@ def results(runs: Sequence[Run], table: Sequence[Row]) -> Json | None:
             bar = charts.size_bar(
                 row["bytes"] / widest,
                 None if row["gzip_bytes"] is None else row["gzip_bytes"] / widest,
-                (reference["bytes"] if reference else row["bytes"]) / widest,
+                (size.get(row["reference"]) or row["bytes"]) / widest,
                 STYLES.get(row["stage"], "cut"),
                 f"{row['row']}: {byte_count(row['bytes'])}, gzipped {byte_count(row['gzip_bytes'])}",
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,10 @@ def _execute(notebook: Any) -> None:
         config=Config(sockets),
     )
     try:
-        client.execute(stderr=subprocess.DEVNULL)  # what a cell writes there is kept as its output
+        _outside_the_main_thread(
+            # What a cell writes on stderr is kept as its output.
+            lambda: client.execute(stderr=subprocess.DEVNULL)
+        )
     except CellExecutionError as error:
         raise SecateurError(
             f"a cell of the notebook failed ({error.ename}: {error.evalue}); expected every cell to "
@@ -162,6 +166,23 @@ def _execute(notebook: Any) -> None:
             f"the notebook's kernel stopped ({error}); expected it to run every cell; fix: free "
             "memory, or write the report without a notebook"
         ) from None
+
+
+def _outside_the_main_thread(work: Callable[[], Any]) -> None:
+    """In the main one nbclient takes Ctrl-C for itself, and resets its handler when it is done."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _missing(name: str) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from secateur.errors import SecateurError
 from secateur.reporting import figures
-from secateur.reporting.aggregation import Row, Run, reference_row, rows
+from secateur.reporting.aggregation import Row, Run, references, rows
 from secateur.reporting.files import write_text
 from secateur.reporting.formats import DASH, binary_size, byte_count, percent, points, times, whole
 from secateur.reporting.rounding import rounding
@@ -157,7 +157,8 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "titles": TITLES | {"result": f"Size and {NAMES[quality]}" if quality else "Size"},
         "results": result,
         "table": table,
-        "reference": reference_row(runs),
+        "references": {row["reference"] for row in table},
+        "against": references(table),
         "subject": subject["row"] if subject else None,
         "has": {
             key: any(row[key] is not None for row in table)

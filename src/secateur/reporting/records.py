@@ -1,16 +1,14 @@
 """Finding, reading and checking the run.json files that Runs leave on disk. Nothing is computed here."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.reporting.formats import finite
+from secateur.records import RUN, mismatch, read_json
 
 FORMAT_VERSION = 1
-REQUIRED = {"name": str, "seed": int, "recipe": dict, "rows": list, "stages": list}
 
 
 def load_runs(path: str | Path) -> list[dict[str, Any]]:
@@ -86,16 +84,14 @@ def _find(path: Path) -> list[Path]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
-        run = json.loads(text, parse_constant=lambda _: None, parse_float=_parse_float)
+        run = read_json(file)
     except OSError as error:
         raise SecateurError(
             f"{file} cannot be read ({error.strerror}); fix: its permissions"
         ) from None
-    except (ValueError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+    except ValueError as error:
         raise SecateurError(
-            f"{file} is no complete JSON ({where}); expected the record of a Run; fix: the file was "
+            f"{file} is no complete JSON ({error}); expected the record of a Run; fix: the file was "
             "cut off or edited, run the recipe again"
         ) from None
     if not isinstance(run, dict) or run.get("kind") != "run":
@@ -114,26 +110,12 @@ def _load(file: Path) -> dict[str, Any]:
             f"{file} is incomplete: the Run stopped before its end; expected a finished Run; fix: "
             f"run it again ({run.get('command') or 'secateur run'})"
         )
-    _check_fields(file, run)
+    wrong = mismatch(run, RUN)
+    if wrong is not None:
+        raise SecateurError(
+            f"{file} was edited or damaged: {wrong}; fix: run the recipe again (--overwrite)"
+        )
     return run
-
-
-def _check_fields(file: Path, run: dict[str, Any]) -> None:
-    for key, kind in REQUIRED.items():
-        if not isinstance(run.get(key), kind):
-            raise SecateurError(
-                f"{file} has no usable {key!r} ({type(run.get(key)).__name__}); expected "
-                f"{kind.__name__}; fix: the file was edited, run the recipe again"
-            )
-    for key, needed in (("rows", ("row", "stage", "format")), ("stages", ("name",))):
-        for entry in run[key]:
-            if not isinstance(entry, dict) or any(
-                not isinstance(entry.get(name), str) for name in needed
-            ):
-                raise SecateurError(
-                    f"{file} has an entry in {key!r} without {' / '.join(needed)}; expected text in "
-                    "each; fix: the file was edited, run the recipe again"
-                )
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]):
@@ -171,7 +153,3 @@ def _unnumbered(fact: Any) -> Any:
 def _seedless_notes(run: dict[str, Any]) -> list[str]:
     notes = (run.get("data") or {}).get("notes") or []
     return [re.sub(r"\bseed \d+", "seed", str(note)) for note in notes]
-
-
-def _parse_float(text: str) -> float | None:
-    return finite(float(text))

@@ -13,7 +13,6 @@ from secateur.reporting.aggregation import (
     comparable,
     differences,
     quality_row,
-    reference_row,
     rows,
     values,
 )
@@ -43,11 +42,13 @@ def headline_parts(runs: Sequence[Run]) -> tuple[str, str]:
     subject = subject_row(table)
     if subject is None:
         return f"There is no file to report in this Run; {_seeds(runs)}", ""
-    reference = next((row for row in table if row["row"] == reference_row(runs)), None)
+    reference = next((row for row in table if row["row"] == subject["reference"]), None)
     if reference is None or reference is subject or subject["times_smaller"] is None:
         return _alone(runs, subject, reference is subject), ""
     quality = next((name for name in QUALITIES if values(runs, subject["row"], name)), None)
     lead = [_size_lead(subject)]
+    if not subject["same_container"]:  # large type must not hide that more than weights differs
+        lead[0] += f" (a {subject['container']} file against a {reference['container']} file)"
     if quality is None:
         return lead[
             0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
+from secateur.records import POINT, mismatch, read_json
 from secateur.reporting.formats import finite
 from secateur.reporting.sweep_statistics import Record
 
@@ -198,11 +199,11 @@ def load_points(path: str | Path) -> list[Record]:
     found = []
     for file in files:
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = read_json(file)
         except (OSError, ValueError) as error:
             raise SecateurError(
-                f"{file} cannot be read ({error}); expected the record of a point; fix: remove its "
-                "folder and sweep again, the rest is kept"
+                f"{file} cannot be read ({error}); expected the record of a point; fix: give the "
+                "sweep's command again, which computes it again and keeps the rest"
             ) from None
         if not isinstance(record, dict):
             record = {}
@@ -236,12 +237,12 @@ def _check(record: Record, name: str | None = None) -> None:
             f"{record.get('format_version')}; expected a point of version {FORMAT_VERSION}; fix: "
             "report it with the secateur that wrote it"
         )
-    for key, kind in (("curve", str), ("seed", int), ("status", str), ("sparsity", dict)):
-        if not isinstance(record.get(key), kind):
-            raise SecateurError(
-                f"{name} has no usable {key!r}; expected {kind.__name__}; fix: remove its folder and "
-                "sweep again"
-            )
+    wrong = mismatch(record, POINT)
+    if wrong is not None:
+        raise SecateurError(
+            f"{name} was edited or damaged: {wrong}; fix: give the sweep's command again, which "
+            "computes it again and keeps the rest"
+        )
 
 
 def _key(record: Record) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from secateur.reporting.aggregation import Row, Run, rows
+from secateur.reporting.aggregation import Row, Run, references, rows
 from secateur.reporting.files import write_text
 from secateur.reporting.formats import (
     DASH,
@@ -77,11 +77,8 @@ def latency(row: Row) -> str:
 def footnote(runs: Sequence[Run], table: Sequence[Row]) -> str:
     """Say what the columns of the table are relative to and how they were taken."""
     parts = []
-    reference = next((row["reference"] for row in table if row["reference"]), None)
-    if reference is not None:
-        parts.append(
-            f"times smaller, of baseline: against {reference}, raw with raw and gzip with gzip"
-        )
+    if against := references(table):
+        parts.append(f"times smaller, of baseline: {against}, raw with raw and gzip with gzip")
     if any(row["points"] is not None for row in table):
         parts.append("points: percentage points against the baseline")
     if len(runs) > 1:

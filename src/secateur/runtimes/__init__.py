@@ -8,8 +8,6 @@ import importlib
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.errors import SecateurError, nearest
+from secateur.outputs import Meanings
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,14 @@ class Session(Protocol):
         """Return multiply-accumulates for one sample; None where an operator is not known."""
         ...
 
+    def meanings(self) -> Meanings:
+        """Return what the numbers of each output mean, as far as what ends the model says it."""
+        ...
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input's codes; None where it takes no codes."""
+        ...
+
     def costs(self) -> dict[str, Any]:
         """Return what running it takes of the target, as fields of a `Measurement`; else {}."""
         ...
@@ -292,38 +299,6 @@ def read(path: str | Path | bytes, suffix: str = ".tflite") -> tuple[bytes, str]
         ) from error
 
 
-def coded(array: np.ndarray, dtype: Any, scale: float, zero_point: int) -> np.ndarray:
-    """Return inputs as the file takes them: floats as codes where `scale` is not 0.
-
-    >>> coded(np.array([0.0, 0.5, 9.0]), np.int8, 0.5, -1)
-    array([-1,  0, 17], dtype=int8)
-    """
-    if scale and np.issubdtype(array.dtype, np.floating):
-        limits = np.iinfo(dtype)
-        array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
-    return np.ascontiguousarray(array, dtype)
-
-
-def decoded(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """Return outputs as floats; as they are where `scale` is 0.
-
-    >>> decoded(np.array([-1, 17], np.int8), 0.5, -1)
-    array([0., 9.], dtype=float32)
-    """
-    return (values.astype(np.float32) - zero_point) * scale if scale else values
-
-
-def run_child(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run `python -m ...` apart, so that native code that crashes on a file ends only itself."""
-    environment = {
-        **os.environ,
-        # What this process can import, the other can too; -P: and not what lies in the folder.
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-    }
-    command = [sys.executable, "-P", "-m", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, check=False, **options)
-
-
 def ending(returncode: int) -> str:
     """Return how a process ended, in words.
 
@@ -351,7 +326,7 @@ def by_name(x: Arrays, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str
     named = dict(x) if isinstance(x, Mapping) else {next(iter(shapes)): np.asarray(x)}
     if set(named) != set(shapes):
         raise SecateurError(
-            f"inputs {sorted(named)} received, expected {sorted(shapes)}; "
+            f"inputs {sorted(named)} received, expected {list(shapes)}; "
             "fix: pass a dictionary with one array for each input"
         )
     for name, shape in shapes.items():

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from secateur import diagnosis
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
+from secateur.outputs import Meanings, of_tflite
 from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     one_line,
     quiet,
     read,
@@ -53,7 +53,7 @@ def load(path: str | Path | bytes, threads: int = 1, kernels: str = "xnnpack") -
     if not isinstance(path, bytes):
         prepare()
         TfliteFile.parse(blob, source)  # what is damaged to the eye needs no process
-        trial.require(blob, source, kernels)
+        trial.require(blob, source, "litert", kernels)
     return LiteRTSession(blob, threads, source, kernels=kernels)
 
 
@@ -100,17 +100,17 @@ class LiteRTSession:
         self.name = f"litert {metadata.version('ai-edge-litert')}, {kind}"
         self.input_names = tuple(self._file.inputs)
         self.output_names = tuple(self._file.outputs)
-        self._samples = {
+        self.samples = {
             name: tuple(None if n < 0 else int(n) for n in self._details[i]["shape_signature"][1:])
             for name, i in self._file.inputs.items()
         }
-        self.input_shape = self._samples[self.input_names[0]]
+        self.input_shape = self.samples[self.input_names[0]]
         first = self._details[self._file.outputs[self.output_names[0]]]
         self.output_shape = tuple(None if n < 0 else int(n) for n in first["shape_signature"][1:])
 
     def predict(self, x: Arrays, batch: int = 256) -> Any:
         """Return float32 outputs (n, ...); memory does not grow with n but for the outputs."""
-        inputs = by_name(x, self._samples)
+        inputs = by_name(x, self.samples)
         total = len(next(iter(inputs.values())))
         results: dict[str, np.ndarray] = {}
         start = 0
@@ -140,7 +140,7 @@ class LiteRTSession:
 
     def invoke_once(self, x: Arrays) -> None:
         """Run on a batch that fits as it is; raises `SecateurError` where the file cannot."""
-        inputs = x if isinstance(x, dict) else by_name(x, self._samples)
+        inputs = x if isinstance(x, dict) else by_name(x, self.samples)
         self._resize(inputs)
         for name, array in inputs.items():
             self._interpreter.set_tensor(self._file.inputs[name], self._coded(name, array))
@@ -151,7 +151,7 @@ class LiteRTSession:
 
     def ranges(self, samples: Arrays, batch: int) -> dict[str, tuple[float, float]]:
         """Smallest and largest value of each computed float tensor, kept by `preserve`."""
-        inputs = by_name(samples, self._samples)
+        inputs = by_name(samples, self.samples)
         found: dict[str, tuple[float, float]] = {}
         batch = self._largest_batch(inputs, batch)
         for start in range(0, len(next(iter(inputs.values()))), batch):
@@ -163,7 +163,7 @@ class LiteRTSession:
 
     def tensors(self, samples: Arrays) -> dict[str, np.ndarray]:
         """Values (n, ...) of each computed float tensor, kept by `preserve`."""
-        inputs = by_name(samples, self._samples)
+        inputs = by_name(samples, self.samples)
         count = len(next(iter(inputs.values())))
         batch = self._largest_batch(inputs, count)
         parts: dict[str, list[np.ndarray]] = {}
@@ -205,6 +205,15 @@ class LiteRTSession:
             return None
         rows = int(self._details[self._file.inputs[self.input_names[0]]]["shape"][0])
         return sum(count for count in counts if count is not None) // max(rows, 1)
+
+    def meanings(self) -> Meanings:
+        """Return what the outputs mean, by the operators that make them."""
+        return of_tflite(self._blob, self._file.outputs)
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input; None where it takes floats."""
+        detail = self._details[self._file.inputs[name]]
+        return (np.dtype(detail["dtype"]), *detail["quantization"])
 
     def costs(self) -> dict[str, Any]:
         """Return nothing: on this processor, latency is the cost."""
@@ -272,7 +281,7 @@ class LiteRTSession:
 
     def _coded(self, name: str, array: np.ndarray) -> np.ndarray:
         detail = self._details[self._file.inputs[name]]
-        return coded(array, detail["dtype"], *detail["quantization"])
+        return coded(np.asarray(array), detail["dtype"], *detail["quantization"])
 
     def _decoded(self, index: int) -> np.ndarray:
         return decoded(self._interpreter.get_tensor(index), *self._details[index]["quantization"])

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
 from secateur.onnx_file import OnnxFile
-from secateur.runtimes import Arrays, Constant, by_name, one_line, quiet, read, require
+from secateur.outputs import Meanings, of_onnx
+from secateur.runtimes import Arrays, Constant, by_name, one_line, quiet, read, require, trial
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -34,6 +36,8 @@ def load(path: str | Path | bytes, threads: int = 1) -> "OnnxSession":
     """Load an `.onnx` file (or its bytes); raises `SecateurError` if it is not a working one."""
     prepare()
     blob, source = read(path, ".onnx")
+    if not isinstance(path, bytes):
+        trial.require(blob, source, "onnx")
     return OnnxSession(blob, threads, source)
 
 
@@ -73,7 +77,7 @@ class OnnxSession:
                 if values.shape[:1] != (step if self._batch else count,):
                     raise self._refused(f"output {name} has shape {values.shape}")
                 whole = results.setdefault(name, np.empty((total, *values.shape[1:]), np.float32))
-                whole[start : start + count] = values[:count]
+                whole[start : start + count] = decoded(values[:count], *self._file.coding(name))
         return results if len(self.output_names) > 1 else next(iter(results.values()), np.empty(0))
 
     def invoke_once(self, x: Arrays) -> None:
@@ -97,6 +101,14 @@ class OnnxSession:
         """Return multiply-accumulates for one sample; None where an operator does not tell."""
         return self._file.macs(self._batch or 1)
 
+    def meanings(self) -> Meanings:
+        """Return what the outputs mean, by the operators that make them."""
+        return of_onnx(self._file.makers, self._file.is_lowest, self.output_names)
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input; None where it takes floats."""
+        return (self.dtypes[name], *self._file.coding(name))
+
     def costs(self) -> dict[str, Any]:
         """Return nothing: on this processor, latency is the cost."""
         return {}
@@ -115,7 +127,10 @@ class OnnxSession:
             raise self._refused(one_line(error)) from error
 
     def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        fed = {n: np.ascontiguousarray(a, self.dtypes[n]) for n, a in inputs.items()}
+        fed = {
+            name: coded(np.asarray(array), self.dtypes[name], *self._file.coding(name))
+            for name, array in inputs.items()
+        }
         try:
             return self._session.run(None, fed)
         except Exception as error:

@@ -16,23 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from secateur.apart import Limits, run_python
+from secateur.arrays.affine import coded, decoded
 from secateur.errors import SecateurError
+from secateur.outputs import Meanings, of_tflite
 from secateur.runtimes import (
     Arrays,
     Constant,
     by_name,
-    coded,
-    decoded,
     ending,
     litert,
     one_line,
     quiet,
     read,
     require,
-    run_child,
 )
 from secateur.tflite import DTYPES, TfliteFile
 
+SECONDS = 120  # for a first run
 ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 MISSING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 FAILED = re.compile(r"Node (\w+) \(number \d+\) failed to (\w+)")
@@ -136,6 +137,15 @@ class TflmSession:
             return None
         return sum(count for count in counts if count is not None) // self._rows
 
+    def meanings(self) -> Meanings:
+        """Return what the outputs mean, by the operators that make them."""
+        return of_tflite(self._blob, self._file.outputs)
+
+    def input_coding(self, name: str) -> tuple[Any, float, int] | None:
+        """Return dtype, scale and zero point of an input; the scale is 0 where it takes floats."""
+        detail = self._input_details[name]
+        return (np.dtype(detail["dtype"]), *_quantization(detail))
+
     def costs(self) -> dict[str, Any]:
         """Return the arena: the RAM that the chip must have for tensors, beside the file itself."""
         head, tail = self.arena["head"], self.arena["tail"]
@@ -158,7 +168,7 @@ class TflmSession:
 
     def _coded(self, name: str, array: np.ndarray) -> np.ndarray:
         detail = self._input_details[name]
-        return coded(array, detail["dtype"], *_quantization(detail))
+        return coded(np.asarray(array), detail["dtype"], *_quantization(detail))
 
     def _decoded(self, name: str) -> np.ndarray:
         values = self._interpreter.get_output(self._outputs[name])
@@ -229,8 +239,9 @@ def _tried(blob: bytes, size: int, source: str) -> dict[str, int]:
 
 
 def _trial(blob: bytes, size: int) -> tuple[int, str]:
-    done = run_child(["secateur.runtimes.tflm", str(size)], input=blob)
-    return done.returncode, (done.stderr + done.stdout).decode(errors="replace")
+    arguments, limits = ["secateur.runtimes.tflm", str(size)], Limits.of_file(len(blob), SECONDS)
+    done, _ = run_python(arguments, limits, "a first run in TFLM", input=blob)
+    return done.returncode, done.stderr + done.stdout
 
 
 def _missing(blob: bytes, size: int, text: str) -> list[str]:

@@ -1,64 +1,63 @@
-"""A `.tflite` file's first run in LiteRT, in a process of its own.
+"""The first load and run of a `.tflite` or `.onnx` file, in a subprocess with limits.
 
-LiteRT checks that a file holds together, not what it says: on a damaged one, operators read
-beyond their tensors or do not end, which no exception tells.
+The runtimes check that a file holds together, not what it says: a damaged or hostile one reads
+beyond its tensors, does not end or fills the memory, which no exception reports.
 """
 
 import hashlib
-import subprocess
 import sys
 
 import numpy as np
 
+from secateur.apart import Limits, run_python
 from secateur.errors import SecateurError
-from secateur.runtimes import ending, one_line, run_child
+from secateur.runtimes import ending, one_line
 
 # Three samples through the slow reference kernels: two minutes are some 10^10 multiplications.
 SECONDS = 120
-_passed: set[tuple[bytes, str]] = set()
+NAMES = {"litert": "LiteRT", "onnx": "onnxruntime"}
+_passed: set[tuple[bytes, str, str]] = set()
 
 
-def require(blob: bytes, source: str, kernels: str) -> None:
-    """Raise `SecateurError` for a file that crashes or does not end; each is tried once."""
-    key = hashlib.sha256(blob).digest(), kernels
+def require(blob: bytes, source: str, runtime: str, option: str = "") -> None:
+    """Raise `SecateurError` for a file that crashes or exceeds the limits; each is tried once."""
+    key = hashlib.sha256(blob).digest(), runtime, option
     if key in _passed:
         return
-    try:
-        arguments = ["secateur.runtimes.trial", source, kernels]
-        done = run_child(arguments, input=blob, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        raise _damaged(source, f"a first run did not end within {SECONDS} s") from None
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    done, _ = run_python(
+        ["secateur.runtimes.trial", source, runtime, option],
+        Limits.of_file(len(blob), SECONDS),
+        f"a first run of {source} in {NAMES[runtime]}",
+        input=blob,
+    )
+    lines = done.stderr.strip().splitlines()
     if done.returncode == 2 and lines:  # what the runtime itself says of the file
         raise SecateurError(lines[-1])
     if done.returncode:
-        told = done.returncode == 1 and lines
-        raise _damaged(source, lines[-1] if told else f"its process {ending(done.returncode)}")
+        line = done.returncode == 1 and lines
+        why = lines[-1] if line else f"its process {ending(done.returncode)}"
+        suffix = ".tflite" if runtime == "litert" else ".onnx"
+        raise SecateurError(
+            f"{source} does not run in {NAMES[runtime]} ({why[:300]}), expected an unchanged "
+            f"{suffix} file; fix: convert the model again"
+        )
     _passed.add(key)
 
 
-def _damaged(source: str, why: str) -> SecateurError:
-    return SecateurError(
-        f"{source} does not run in LiteRT ({why[:300]}), expected an unchanged .tflite file; "
-        "fix: convert the model again"
-    )
-
-
-def main(source: str, kernels: str) -> int:
+def main(source: str, runtime: str, option: str) -> int:
     """Read and run the file on standard input; a line on standard error says what is wrong."""
-    from secateur.runtimes import litert
-
     try:
-        session = litert.LiteRTSession(sys.stdin.buffer.read(), 1, source, kernels=kernels)
+        session = _opened(sys.stdin.buffer.read(), source, runtime, option)
         session.macs()
-        for constant in session.constants():
+        for constant in session.constants() if runtime == "litert" else ():
             constant.dequantized()
-        samples = {name: [n or 1 for n in shape] for name, shape in session._samples.items()}
+        samples = {name: [n or 1 for n in shape] for name, shape in session.samples.items()}
         try:
-            for batch in (1, 2):
-                session.predict({n: np.zeros((batch, *s)) for n, s in samples.items()}, batch)
+            for batch, value in ((1, 0), (1, 1), (2, 0)):
+                filled = {n: np.full((batch, *s), value, np.float32) for n, s in samples.items()}
+                session.predict(filled, batch)
         except SecateurError:
-            pass  # zeros, and sizes of 1, are not what every file takes; its own data tell
+            pass  # these values, and sizes of 1, are not what every file takes; its own data tell
     except SecateurError as error:
         print(error, file=sys.stderr)
         return 2
@@ -66,6 +65,17 @@ def main(source: str, kernels: str) -> int:
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _opened(blob: bytes, source: str, runtime: str, option: str):
+    if runtime == "onnx":
+        from secateur.runtimes import onnx
+
+        onnx.prepare()
+        return onnx.OnnxSession(blob, 1, source)
+    from secateur.runtimes import litert
+
+    return litert.LiteRTSession(blob, 1, source, kernels=option)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from secateur.apart import FILE_FACTOR, FILE_MEMORY, Limits, run_python
 from secateur.errors import SecateurError, nearest
-from secateur.runtimes import RUNTIMES, Arrays, Constant, ending, litert, read, require, run_child
+from secateur.outputs import Meanings
+from secateur.runtimes import RUNTIMES, Arrays, Constant, ending, litert, read, require
 from secateur.tflite import PACKED, TfliteFile
 
 ACCELERATORS = RUNTIMES["vela"].options
@@ -111,8 +113,9 @@ def _estimate(
         # Under a name of its own: the tables are named after the file.
         (Path(folder) / "model.tflite").write_bytes(blob)
         command = ["ethosu.vela", "model.tflite", "--output-dir", ".", *options]
-        done = run_child(command, cwd=folder)
-        said = (done.stdout + done.stderr).decode(errors="replace")
+        limits = Limits.of_environment(memory=FILE_MEMORY + FILE_FACTOR * len(blob))
+        done, _ = run_python(command, limits, f"Vela with {source}", cwd=folder)
+        said = done.stdout + done.stderr
         summary, layers = _table(folder, "model_summary_*.csv"), _table(folder, "model_per-layer*")
     if done.returncode or not summary:
         _refuse(source, file, accelerator, ending(done.returncode), said)
@@ -188,6 +191,13 @@ class VelaSession:
         if any(count is None for count in counts):
             return None
         return sum(count for count in counts if count is not None)
+
+    def meanings(self) -> Meanings:
+        """Return nothing: there are no outputs."""
+        return {}
+
+    def input_coding(self, name: str) -> None:
+        """Return nothing: there are no inputs."""
 
     def costs(self) -> dict[str, Any]:
         """Return the estimate."""
