@@ -18,7 +18,7 @@ TESTS ?= tests
 BACKENDS ?= tensorflow jax torch
 # Test files are shared out among so many processes. One at a time: make test WORKERS=0
 WORKERS ?= 2
-PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Seconds for each backend's slow tests: a part of every file's, another part at each commit. All: BUDGET=
 BUDGET ?=
 TURN := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
@@ -29,7 +29,8 @@ OTHER_BACKENDS = $(filter-out tensorflow,$(BACKENDS))
 ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test_onnx.py tests/runtimes/test_tflm.py \
     tests/runtimes/test_vela.py tests/test_apart.py tests/test_architecture.py tests/test_artifact.py \
     tests/test_bad_files.py tests/test_choosing.py tests/test_cli_report.py tests/test_cli_sweep.py \
-    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_firmware.py \
+    tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py \
+    tests/test_exchanged_outputs.py tests/test_exporting_damage.py tests/test_firmware.py \
     tests/test_grids.py tests/test_interrupts.py tests/test_kills.py \
     tests/test_lab_recipes.py tests/test_mutated_inputs.py tests/test_onnx_export.py tests/test_outlook.py \
     tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_scoring.py tests/test_sources.py \

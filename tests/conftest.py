@@ -1,12 +1,27 @@
 """What every test shares: one backend per process, seeds, tools that CI must have, a time budget."""
 
 import os
+from pathlib import Path
 
 # Before anything imports Keras: it reads these once, and never again.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# JAX compiles every new model's step anew, for seconds, be it the same model: what has been compiled
+# once is read from disk, by every later test, worker and child. Cleared by `make clean`.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker: on shared cores the threads of several workers spin while they wait.
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 if os.environ["KERAS_BACKEND"] == "torch":
     import torch  # noqa: F401 - first: loaded after another framework, its OpenMP runtime can clash
@@ -27,6 +42,19 @@ CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if CI else "local")
+
+
+# Longest first, so that no worker is left alone with one of these at the end.
+LONG = (
+    "test_docs", "test_cli", "test_pipeline", "test_sweeps", "test_cli_sweep", "test_readme",
+    "test_layers", "test_project", "test_exporting", "test_targets", "test_quantized_networks",
+    "test_training_kinds", "test_onnx_export", "test_substitute", "test_resume",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
 def pytest_addoption(parser):
@@ -85,6 +113,18 @@ def _seeded():
         import keras
 
         keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_converter():
+    """On other backends each conversion would import TensorFlow first, for seconds."""
+    if os.environ["KERAS_BACKEND"] == "tensorflow" or sys.platform != "linux":
+        yield
+        return
+    from tests.warm_converter import warm_converter
+
+    with warm_converter():
+        yield
 
 
 @pytest.fixture(scope="session")

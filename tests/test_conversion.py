@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from secateur import conversion, zoo
+from secateur import apart, conversion, zoo
 from secateur.apart import Limits
 from secateur.errors import SecateurError
 from secateur.quantization import QUANTIZATIONS, quantize
@@ -37,6 +37,12 @@ class Pairs(keras.layers.Layer):
         rows = keras.ops.reshape(x, (2 * keras.ops.shape(x)[0], x.shape[-1] // 2))
         return keras.ops.reshape(self.dense(rows), (-1, 6))
 """
+
+
+@pytest.fixture(autouse=True)
+def _started_not_forked(monkeypatch):
+    """Here conversions start a process, as outside the tests."""
+    monkeypatch.setattr(apart, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="module")

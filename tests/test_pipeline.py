@@ -1,5 +1,6 @@
 """Whole Runs on real data: what is written, what is carried on, what is refused."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -211,7 +212,8 @@ def test_a_users_model_is_taken_as_trained_and_left_unchanged(digits, tmp_path):
     model.compile("adam", loss)
     model.fit(digits.train.x[..., None], digits.train.y, epochs=10, verbose=0)
     before = [w.copy() for w in model.get_weights()]
-    run = pipeline.run(model, SMALL, digits, tmp_path / "own")
+    recipe = dataclasses.replace(QUICK, export=Export(formats=("keras", "float32")))
+    run = pipeline.run(model, recipe, digits, tmp_path / "own")
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     baseline = next(s for s in run.record["stages"] if s["name"] == "baseline")
     assert baseline["epochs"] == 0
