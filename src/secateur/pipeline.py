@@ -145,10 +145,10 @@ def run(
     if folder.finished is not None:
         say(f"{folder.path} already holds this finished run (--overwrite computes it again)")
         return Run(folder.path, folder.finished)
-    for note in loaded.notes:
-        say(f"{loaded.name}: {note}")
     if not untrained:
         introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
+    for note in loaded.notes:
+        say(f"{loaded.name}: {note}")
     first = _copy(source)
     folder.begin(name=recipe.name, seed=recipe.seed)
     loss = compiled_loss(source)
