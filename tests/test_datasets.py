@@ -152,15 +152,13 @@ def test_a_test_part_held_out_here_warns_of_models_trained_before(kind, tmp_path
         assert warning not in str(load(other).notes)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float64"])
-def test_test_samples_that_stand_in_the_training_part_are_counted(dtype):
-    x, new = 250 * np.random.default_rng(0).random((2, 40, 3, 2))
-    y, other = np.arange(40) % 4, np.concatenate([x[5:8], new[:7]]).astype(dtype)
-    data = load(((x.astype(dtype), y), (other, y[:10])))
-    assert any(n.startswith("test: 3 of 10 samples stand in the training part") for n in data.notes)
-    twice = np.concatenate([x, x]).astype(dtype)
-    assert "16 of 16 samples stand" in str(load((twice, np.concatenate([y, y]))).notes)
-    assert "stand in the training part" not in str(load((x.astype(dtype), y)).notes)
+def test_test_samples_that_stand_in_the_training_part_are_counted():
+    x, new = np.random.default_rng(0).random((2, 40, 3, 2))
+    y, test = np.arange(40) % 4, np.concatenate([x[5:8], new[:7]])
+    assert "test: 3 of 10 samples stand in the training" in str(
+        load(((x, y), (test, y[:10]))).notes
+    )
+    assert "stand in the training" not in str(load((x, y)).notes)
 
 
 def test_data_of_a_test_part_alone_say_that_they_cannot_train(tmp_path):

@@ -93,6 +93,13 @@ def test_each_output_has_its_own():
     assert meanings_of(model, losses, "logits") == dict.fromkeys(expected, LOGITS)
 
 
+# Files of the other backends are converted on TensorFlow too, in processes of their own.
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the same converter on every backend"
+)
+
+
+@on_tensorflow
 @pytest.mark.parametrize(("end", "expected"), [ENDS[k] for k in (0, 2, 4, 10, 17)])
 def test_the_operator_that_ends_a_file_says_it(end, expected):
     """In integers too, where codes are between the operator and the output."""
@@ -104,6 +111,7 @@ def test_the_operator_that_ends_a_file_says_it(end, expected):
         assert list(onnx.load(blob).meanings().values()) == [expected]
 
 
+@on_tensorflow
 def test_the_manifest_says_what_the_file_cannot(tmp_path):
     """Of these very bytes alone: another file under the name is not what it speaks of."""
     model = ending(layers.Dense(1, name="end"))
@@ -145,14 +153,19 @@ def test_a_weight_that_is_nan_is_named():
         measure(model, (X, np.zeros(64, int)), latency=False)
 
 
-def test_a_layer_whose_outputs_overflow_is_named(tmp_path):
+def test_a_layer_whose_outputs_overflow_is_named():
     inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="big"), layers.ReLU()])
     model = ending(inner)
     inner.layers[0].kernel.assign(np.full((3, 3), 1e38))
     model.get_layer("d").kernel.assign(np.full((4, 3), 1e10))
     with pytest.raises(SecateurError, match=r"layer .*big, whose inputs are finite"):
         measure(model, (X, None), latency=False)
-    path = tmp_path / "m.tflite"
+
+
+@on_tensorflow
+def test_a_file_whose_outputs_are_nan_is_named(tmp_path):
+    model, path = ending(layers.Dense(2, name="end")), tmp_path / "m.tflite"
+    model.get_layer("end").kernel.assign(np.full((3, 2), np.nan))
     path.write_bytes(conversion.to_litert(model, ("float32",))["float32"])
     with pytest.raises(
         SecateurError, match=r"NaN or infinity .* from .*m\.tflite, expected finite"

@@ -148,10 +148,10 @@ def run(
         overwrite=overwrite,
     )
     if folder.finished is None:
-        for note in loaded.notes:
-            say(f"{loaded.name}: {note}")
         if not untrained:
             introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
+        for note in loaded.notes:
+            say(f"{loaded.name}: {note}")
         first = _copy(source)
         with folder.begin(name=recipe.name, seed=recipe.seed):
             if folder.finished is None:
