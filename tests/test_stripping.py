@@ -457,7 +457,7 @@ def test_inputs_and_outputs_come_in_the_order_of_the_model_everywhere(tmp_path):
             model, formats, tmp_path, stage=f"bare{bare}", calibration=x, strip=bare, header=True
         )
     }
-    for (format, bare), path in files.items():
+    for (format, _), path in files.items():
         kinds = [onnx] if path.suffix == ".onnx" else [litert, tflm]
         for session in (kind.load(path) for kind in kinds):
             assert (session.input_names, session.output_names) == (tuple(x), tuple(expected))
