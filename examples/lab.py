@@ -90,14 +90,14 @@ for file in files:
         f"{row.parameters:12,}{row.nonzero:10,}"
     )
 
-large, small = found["baseline-h5.h5"], found["pruned-dynamic.tflite"]
+large, small = found["baseline-float32.tflite"], found["pruned-dynamic.tflite"]
 pruned, control = found["pruned-h5.h5"], found["control-h5.h5"]
 counts = sc.inspect(model)
 print(
     f"""
 Parameters: total {counts.parameters:,}, trainable {counts.trainable:,}, non-zero {counts.nonzero:,}. The total is that of the dense network,
 for a zero is a parameter too.
-Size: pruned and quantized {large.gzip_bytes / small.gzip_bytes:.1f} times smaller than the baseline's .h5, gzip against gzip
+Size: pruned and quantized {large.gzip_bytes / small.gzip_bytes:.1f} times smaller than the baseline's .tflite, gzip against gzip
 ({large.bytes / small.bytes:.1f} times raw against raw, which quantization alone gives).
 Accuracy: pruning cost {100 * (control.accuracy - pruned.accuracy):.2f} points. The dense network with the same extra training has {control.accuracy:.2%}.
 Test set: {len(data.test):,} images, read by nothing but this table."""

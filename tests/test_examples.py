@@ -95,7 +95,7 @@ def test_lab(tmp_path, monkeypatch, capsys):
     assert rows["baseline-h5.h5"][-1] == rows["control-h5.h5"][-1] == 1210
     assert rows["baseline-h5.h5"][0] == rows["pruned-h5.h5"][0]  # the raw file does not shrink
     assert f"total 1,210, trainable 1,210, non-zero {left}." in printed
-    large, small = rows["baseline-h5.h5"], rows["pruned-dynamic.tflite"]
+    large, small = rows["baseline-float32.tflite"], rows["pruned-dynamic.tflite"]
     assert f"{large[1] / small[1]:.1f} times smaller" in printed
     cost = rows["control-h5.h5"][2] - rows["pruned-h5.h5"][2]
     assert f"pruning cost {cost:.2f} points" in printed

@@ -57,6 +57,27 @@ def test_a_file_is_inspected_with_its_sizes_and_optimizer_state(tmp_path, suffix
     assert any("5,770 elements of optimizer state" in s for s in sentences)
 
 
+def test_a_live_model_has_the_state_of_its_optimizer_and_not_the_masks():
+    model = net()
+    assert inspect(model).optimizer_elements == 0  # not built yet: it holds none
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(inspect(model).optimizer_elements)
+    )
+    prune = Prune(sparsity=0.5)
+    callbacks = [prune.callback(), watch]
+    model.fit(np.ones((4, 40)), np.ones((4, 5)), verbose=0, callbacks=callbacks)
+    assert {*seen, inspect(model).optimizer_elements} == {2 * 2885}
+    assert "The first model also keeps 5,770 elements" in " ".join(
+        differences(inspect(model), inspect(copy_model(model)))
+    )
+    # what Keras's summary adds to the parameters, with its two counters
+    lines = []
+    model.summary(print_fn=lines.append)
+    shown = next(line for line in "".join(lines).splitlines() if "Total params" in line)
+    assert "8,777" in shown and model.count_params() == 3005 and 3005 + 5770 + 2 == 8777
+
+
 def test_pruning_is_explained_by_numbers(tmp_path):
     model = copy_model(net())
     save_model(model, tmp_path / "before.h5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ class Inspection:
     """A model or a file in numbers: counts of elements, and a record for each weight.
 
     bytes, gzip_bytes: of the file, None for a live model. optimizer_elements: elements of
-    optimizer state kept in the file. trainable, non_trainable: None for a `.tflite`, which does
+    optimizer state kept in the file, or by the optimizer of a live model, beside the parameters;
+    Keras's `summary()` adds them, and counters, to its total. trainable, non_trainable: None for a `.tflite`, which does
     not say. beside: what the bits and ranges beside a Keras file are, in words; None where there
     are none. A weight's `bits` are those of a quantized file: its own, or what stands beside.
     """
@@ -58,7 +60,7 @@ def inspect(subject: Any) -> Inspection:
     10
     """
     if not isinstance(subject, str | Path):
-        return _of_model(subject, subject.name)
+        return _of_model(subject, subject.name, optimizer_elements=_slots(subject))
     path = Path(subject)
     if path.suffix.lower() == ".tflite":
         return _of_tflite(path)
@@ -100,7 +102,8 @@ def differences(before: Inspection, after: Inspection) -> list[str]:
     for label, one in (("first", before), ("second", after)):
         if one.optimizer_elements:
             found.append(
-                f"The {label} file also keeps {one.optimizer_elements:,} elements of optimizer state "
+                f"The {label} {'model' if one.bytes is None else 'file'} also keeps "
+                f"{one.optimizer_elements:,} elements of optimizer state "
                 f"({4 * one.optimizer_elements:,} bytes as float32), which no runtime needs."
             )
     same_size = None not in (before.bytes, after.bytes) and abs(
@@ -227,6 +230,16 @@ def _record(
     }
 
 
+def _slots(model: Any) -> int:
+    """Elements of the optimizer's slots of a live model, counters and masks left out."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return 0
+    # On JAX the masks of a pruning travel with the optimizer while it trains: the only booleans.
+    slots = [v for v in optimizer.variables if len(v.shape) and v.dtype != "bool"]
+    return sum(math.prod(v.shape) for v in slots)
+
+
 def _optimizer_elements(path: Path) -> int:
     """Elements of optimizer slots in a `.h5` or `.keras` file (counters left out)."""
     import h5py
@@ -235,9 +248,7 @@ def _optimizer_elements(path: Path) -> int:
         sizes: list[int] = []
         group.visititems(
             lambda _, item: (
-                sizes.append(item.size)
-                if isinstance(item, h5py.Dataset) and item.size > 1
-                else None
+                sizes.append(item.size) if isinstance(item, h5py.Dataset) and item.ndim else None
             )
         )
         return sum(sizes)
