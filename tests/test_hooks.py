@@ -258,7 +258,7 @@ class Elsewhere(keras.Sequential):
 @pytest.mark.parametrize("steps", [1, 8])
 def test_a_training_that_the_hooks_do_not_reach_is_an_error(steps):
     model = Elsewhere([keras.Input((6,)), layers.Dense(16, name="hidden")])
-    model.compile("sgd", "mse")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(
         SecateurError, match=r"does not call its train_step.*secateur\.TrainingLoop"
     ):
