@@ -18,7 +18,7 @@ from secateur.methods.fine_tune import FineTune
 from secateur.methods.prune import Prune
 from secateur.methods.quantize import Quantize
 from secateur.recipe import Export, Recipe
-from secateur.run_folder import check_layout
+from secateur.run_folder import RunFolder, check_layout
 from secateur.store import Store
 from secateur.training import Train
 
@@ -274,3 +274,21 @@ def test_a_run_does_not_write_onto_the_model_or_the_recipe_that_it_reads(digits,
     other.write_text(QUICK.as_text())
     run(model, other, digits, out)  # a Run is repeated from its own recipe
     assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_of_two_that_saw_an_empty_folder_one_has_it(tmp_path):
+    one, other = (RunFolder(tmp_path / "out", fingerprint=name) for name in ("a", "b"))
+    with (
+        one.begin(name="first", seed=0),
+        pytest.raises(
+            SecateurError, match=r"in use by another run \(first, seed 0: process \d+ on"
+        ),
+        other.begin(name="second", seed=1),
+    ):
+        pass
+    with (
+        pytest.raises(SecateurError, match=r"another, unfinished run \(first, seed 0"),
+        other.begin(name="second", seed=1),
+    ):
+        pass
+    assert json.loads((tmp_path / "out/.stages/begun.json").read_text())["fingerprint"] == "a"

@@ -374,3 +374,16 @@ def test_the_command_tells_in_one_line_what_is_wrong(command, tmp_path):
         assert code == 1
         assert told.strip().startswith("error:") and told.strip().count("\n") == 0
         assert message in told
+
+
+def test_no_output_goes_onto_the_model_or_twice_onto_one_file(secateur, tmp_path):
+    keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)]).save("net.keras")
+    before = (tmp_path / "net.keras").read_bytes()
+    words = ("sensitivity", "net.keras", "--data", "digits")
+    for outputs, cause in (
+        (("--json", "./net.keras"), "which this command reads"),
+        (("--json", "a", "--csv", tmp_path / "a"), "the file of --json too"),
+    ):
+        code, _, err = secateur(*words, *outputs)
+        assert code == 1 and cause in err
+    assert (tmp_path / "net.keras").read_bytes() == before

@@ -64,7 +64,7 @@ class Sweeping:
 
     def end(self):
         """Wait for it; its lines."""
-        code = self.process.wait(timeout=240)
+        code = self.process.wait(timeout=900)
         self._file.close()
         text = self.lines.read_text()
         assert code == 0, text
@@ -116,11 +116,11 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_as_one_that_was_left_alone
         before = len(stamps)
         spare = POINTS - 1 - before  # points that may still be finished before the last kill
         if not before:
-            wait_for(lambda: finished(out), 120, running.process)
+            wait_for(lambda: finished(out), 600, running.process)
         else:
-            wait_for(running.working, 120, running.process)
+            wait_for(running.working, 600, running.process)
             if spare * 2 > KILLS - number:  # until a point ends, and into the next one
-                wait_for(lambda n=before: len(finished(out)) > n, 60, running.process)
+                wait_for(lambda n=before: len(finished(out)) > n, 300, running.process)
                 time.sleep(lot.uniform(0, 0.4))
             else:
                 time.sleep(lot.uniform(0, 0.3 if spare > 1 else 0.02))
@@ -163,11 +163,11 @@ def test_a_worker_that_vanishes_is_replaced_and_nothing_is_lost(folder):
         cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     out = folder / "shared"
-    wait_for(lambda: finished(out), 120, running)
+    wait_for(lambda: finished(out), 600, running)
     begun = [json.loads(p.read_text())["pid"] for p in out.glob("points/*/begun.json")]
     killed = next(pid for pid in begun if pid != running.pid)
     os.kill(killed, signal.SIGKILL)
-    text, _ = running.communicate(timeout=240)
+    text, _ = running.communicate(timeout=900)
     assert running.returncode == 0, text
     records = table(out).values()
     assert len(records) == POINTS and {r["status"] for r in records} == {"done"}, text

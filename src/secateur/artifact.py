@@ -297,8 +297,12 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Pat
                 )
 
 
-def refuse_records(outputs: Mapping[str, Path | None], folder: Path | None = None) -> None:
-    """Refuse outputs onto a record or a file of a Run or sweep, or onto each other.
+def refuse_records(
+    outputs: Mapping[str, Path | None],
+    folder: Path | None = None,
+    inputs: Iterable[str | Path | None] = (),
+) -> None:
+    """Refuse outputs onto a record or a file of a Run or sweep, and as `refuse_inputs` does.
 
     An earlier report there may be written again. folder: that of the Run or sweep which is read,
     whose files are recognised by a hard link too.
@@ -306,7 +310,7 @@ def refuse_records(outputs: Mapping[str, Path | None], folder: Path | None = Non
     Raises:
         SecateurError: with the path and what it is.
     """
-    refuse_inputs(outputs, ())
+    refuse_inputs(outputs, inputs)
     for name, path in outputs.items():
         if path is None:
             continue

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.artifact import FORMATS, add_to_manifest, refuse_inputs
 from secateur.cli_options import (
     AllowChanceOption,
     DataOption,
@@ -82,6 +81,8 @@ def export(
 
       secateur export model.keras --formats int4 --layer 'dense*=4/32' --layer 'conv*=8' --layer head=float
     """
+    from secateur.artifact import FORMATS, add_to_manifest, refuse_inputs
+
     layers = as_layers(layer)
     if (folder / "run.json").exists() or (folder / ".stages").exists():
         raise SecateurError(

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.artifact import refuse_records
 from secateur.cli_options import out as _out
 from secateur.errors import SecateurError
 
@@ -46,6 +45,8 @@ def report(
 
       secateur report runs/ --handin ada_london.zip --header "Name=Ada" --header "Email ID=a@b.c"
     """
+    from secateur.artifact import refuse_records
+
     if header and not (docx or notebook or handin):
         raise SecateurError(
             "--header received alone, expected a document to write it into; fix: add --docx, "

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.artifact import refuse_inputs, refuse_records
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -54,16 +53,17 @@ def sensitivity(
 
       secateur sensitivity model.keras --data mnist --prune 0.5,0.8,0.9 --html sensitivity.html
     """
+    from secateur.artifact import refuse_records
+
     if data is None:
         raise SecateurError("no --data received, expected validation samples; fix: --data digits")
     ladder = None if prune is None else _numbers("--prune", prune, float, "0.5,0.8")
     widths = None if bits is None else _numbers("--bits", bits, int, "8,4")
-    for path in (html, as_json, csv):
+    options = {"--html": html, "--json": as_json, "--csv": csv}
+    for path in options.values():
         if path is not None and not path.absolute().parent.is_dir():
             raise SecateurError(f"{path}: no folder {path.parent}; fix: make it, or name another")
-    options = {"--html": html, "--json": as_json, "--csv": csv}
-    refuse_inputs(options, (model, data))
-    refuse_records(options)
+    refuse_records(options, inputs=(model, data))
     with frameworks():
         from secateur import datasets
         from secateur import sensitivity as measured

@@ -11,7 +11,6 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from secateur.artifact import refuse_records
 from secateur.cli_options import (
     DataOption,
     ImageSizeOption,
@@ -137,6 +136,7 @@ def choose(
     Examples:
       secateur choose runs/ --max-bytes 250kB --max-drop 0.5
     """
+    from secateur.artifact import refuse_records
     from secateur.choosing import choose as chosen_of
     from secateur.reporting import choice as told
 

@@ -67,7 +67,7 @@ def line(arguments: Sequence[str]) -> str:
     ('interrupted', 'interrupted; what was finished is kept, the same command carries on')
     """
     word = _WORDS[signal.Signals(code() - 128)]
-    if arguments[:1] not in (["run"], ["sweep"]):
+    if [word for word in arguments if word[:1] != "-"][:1] not in (["run"], ["sweep"]):
         return word
     same = "the same command" + " without --overwrite" * ("--overwrite" in arguments)
     return f"{word}; what was finished is kept, {same} carries on"
