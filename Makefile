@@ -28,7 +28,7 @@ ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test
     tests/test_bad_files.py tests/test_choosing.py tests/test_cli_report.py tests/test_cli_sweep.py \
     tests/test_clusters.py tests/test_datasets.py tests/test_docs.py tests/test_examples.py tests/test_firmware.py \
     tests/test_grids.py tests/test_lab_recipes.py tests/test_mutated_inputs.py tests/test_onnx_export.py tests/test_outlook.py tests/test_promises.py tests/test_readme.py \
-    tests/test_recipe.py tests/test_sources.py tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
+    tests/test_recipe.py tests/test_records.py tests/test_sources.py tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
     tests/test_targets.py tests/test_testing.py
 
 .DEFAULT_GOAL := help
