@@ -62,12 +62,12 @@ schedule = { shape = "polynomial", begin = 0.0, end = 0.5, every = 2 }
 criterion = "l1"
 pattern = "unstructured"
 allocation = "uniform"
-select = { include = ["*"], exclude = ["x"], roles = ["kernel"] }
+select = { include = ["*"], exclude = ["dense/bias"], roles = ["kernel"] }
 train = { epochs = 1 }
 [[steps]]
 method = "quantize"
 format = "int8"
-select = { exclude = ["x"], classes = ["Dense", "Conv2D"] }
+select = { exclude = ["dense/bias"], classes = ["Dense", "Conv2D"] }
 [export]
 formats = ["keras", "h5", "float32", "int8", "onnx"]
 io = "int"
