@@ -270,7 +270,7 @@ def wrong(code, said):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(KINDS))
-def test_mutated_inputs_end_in_an_answer_or_in_one_line(name, sound, record_property):
+def test_mutated_inputs_end_in_an_answer_or_in_one_line(name, sound):
     kind, worker = KINDS[name], Worker()
     rng = np.random.default_rng([SEED, *name.encode()])
     marker, faults = sound / "ran", []
