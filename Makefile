@@ -33,7 +33,7 @@ ONE_BACKEND := tests/arrays tests/benchmarks tests/reporting tests/runtimes/test
     tests/test_exchanged_outputs.py tests/test_exporting_damage.py tests/test_firmware.py \
     tests/test_grids.py tests/test_interrupts.py tests/test_kills.py \
     tests/test_lab_recipes.py tests/test_mutated_inputs.py tests/test_onnx_export.py tests/test_outlook.py \
-    tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_scoring.py tests/test_sources.py \
+    tests/test_promises.py tests/test_readme.py tests/test_recipe.py tests/test_records.py tests/test_scoring.py tests/test_sources.py \
     tests/test_store.py tests/test_stripping.py tests/test_sweep_faults.py \
     tests/test_targets.py tests/test_testing.py
 

@@ -159,12 +159,11 @@ def read_npz(path: Path, wanted: Container[str] | None = None) -> dict[str, np.n
             names = [name for name in every if wanted is None or name in wanted]
             total = sum(_declared(archive, every[name]) for name in names)
             packed = path.stat().st_size
-            if total > FREE + FACTOR * packed:
-                raise ValueError(f"{total:,} bytes declared in a file of {packed:,}")
-            if total > memory_limit(ARRAYS):
+            most = memory_limit(min(ARRAYS, FREE + FACTOR * packed))
+            if total > most:
                 raise ValueError(
-                    f"{total:,} bytes, more than {memory_limit(ARRAYS):,.0f} that fit in memory; "
-                    f"--max-memory, or {MEMORY}, raises the limit"
+                    f"{total:,} bytes declared in a file of {packed:,}, at most {most:,.0f} are "
+                    f"read; --max-memory, or {MEMORY}, raises the limit"
                 )
         # Opened here: of a damaged file np.load itself leaves the handle open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from secateur.apart import FACTOR, FREE, Limits, run_python
+from secateur.apart import FACTOR, FREE, Limits, memory_limit, run_python
 from secateur.errors import SecateurError
 from secateur.runtimes import ending, one_line
 
@@ -122,16 +122,17 @@ def _require_bounded(archive: zipfile.ZipFile, size: int) -> None:
     total = 0
     for part in archive.infolist():
         total += part.file_size
-        if total > FREE + FACTOR * size:
+        if total > memory_limit(FREE + FACTOR * size):
             raise ValueError(
-                f"{total:,} bytes up to {part.filename} in an archive of {size:,} bytes"
+                f"{total:,} bytes up to {part.filename} in an archive of {size:,} bytes; "
+                "--max-memory raises the limit"
             )
 
 
 def _read(source: Any, size: int) -> int:
     import h5py
 
-    limit, total = FREE + FACTOR * size, 0
+    limit, total = memory_limit(FREE + FACTOR * size), 0
 
     def visit(name: str, item: Any) -> None:
         nonlocal total
@@ -141,7 +142,9 @@ def _read(source: Any, size: int) -> int:
             if item.external or item.is_virtual:
                 raise ValueError(f"{name} is in another file")
             if total > limit:
-                raise ValueError(f"{name}, of shape {item.shape}, in a file of {size:,} bytes")
+                raise ValueError(
+                    f"{name}, of shape {item.shape}, in a file of {size:,} bytes; --max-memory raises the limit"
+                )
             item[()]
         else:
             for key in item:
