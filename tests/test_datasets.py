@@ -150,15 +150,6 @@ def test_a_test_part_held_out_here_warns_of_models_trained_before(kind, tmp_path
         assert warning not in str(load(other).notes)
 
 
-def test_test_samples_that_stand_in_the_training_part_are_counted():
-    x, new = np.random.default_rng(0).random((2, 40, 3, 2))
-    y, test = np.arange(40) % 4, np.concatenate([x[5:8], new[:7]])
-    assert "test: 3 of 10 samples stand in the training" in str(
-        load(((x, y), (test, y[:10]))).notes
-    )
-    assert "stand in the training" not in str(load((x, y)).notes)
-
-
 def test_data_of_a_test_part_alone_say_that_they_cannot_train(tmp_path):
     np.savez(tmp_path / "test.npz", x_test=numbered(20), y_test=np.arange(20) % 4)
     record = load(tmp_path / "test.npz").describe()

@@ -533,3 +533,12 @@ def test_real_plant_leaves():
     assert data.describe()["sizes"] == sizes
     assert data.describe()["shape"] == [96, 96, 3] and data.classes == 12
     assert "4 Common_wheat" in str(data.notes)
+
+
+def test_test_samples_that_stand_in_the_training_part_are_counted():
+    x, new = np.random.default_rng(0).random((2, 40, 3, 2))
+    y, test = np.arange(40) % 4, np.concatenate([x[5:8], new[:7]])
+    assert "test: 3 of 10 samples stand in the training" in str(
+        load(((x, y), (test, y[:10]))).notes
+    )
+    assert "stand in the training" not in str(load((x, y)).notes)

@@ -147,8 +147,6 @@ def run(
         return Run(folder.path, folder.finished)
     if not untrained:
         introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
-    for note in loaded.notes:
-        say(f"{loaded.name}: {note}")
     first = _copy(source)
     folder.begin(name=recipe.name, seed=recipe.seed)
     loss = compiled_loss(source)
@@ -158,6 +156,8 @@ def run(
     except SecateurError:
         folder.give_up()
         raise
+    for note in loaded.notes:
+        say(f"{loaded.name}: {note}")
     record = {
         "format_version": FORMAT_VERSION,
         "kind": "run",
