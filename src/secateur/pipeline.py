@@ -150,8 +150,6 @@ def run(
     if folder.finished is None:
         if not untrained:
             introduce(source, loaded, say, may_be_chance=allow_chance, meaning=meaning)
-        for note in loaded.notes:
-            say(f"{loaded.name}: {note}")
         first = _copy(source)
         with folder.begin(name=recipe.name, seed=recipe.seed):
             if folder.finished is None:
@@ -218,6 +216,8 @@ class _Work:
         except SecateurError:
             folder.give_up()
             raise
+        for note in self.data.notes:
+            self.say(f"{self.data.name}: {note}")
         record = {
             "format_version": FORMAT_VERSION,
             "kind": "run",
