@@ -120,7 +120,7 @@ class Operator:
             "CONV_3D": lambda: math.prod(shapes[1][:-1]),
             "DEPTHWISE_CONV_2D": lambda: math.prod(shapes[1][1:3]),
             "FULLY_CONNECTED": lambda: shapes[1][-1],
-            "BATCH_MATMUL": lambda: math.prod(shapes[0][-2:]) // max(*out[-2:-1], 1),
+            "BATCH_MATMUL": lambda: math.prod(shapes[0][-2:]) // max(math.prod(out[-2:-1]), 1),
         }
         if self.name == "FULLY_CONNECTED":
             rows = math.prod(shapes[0]) * shapes[1][0], math.prod(out) * shapes[1][-1]
