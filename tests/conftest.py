@@ -17,10 +17,12 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# One thread: those of several processes on shared cores spin while they wait for each other. A step of
+# a small network on PyTorch took twenty times as long with two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread a worker: on shared cores the threads of several workers spin while they wait.
-    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(_name, "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 if os.environ["KERAS_BACKEND"] == "torch":
