@@ -41,7 +41,7 @@ for line in sys.stdin:
         code = traceback.format_exc()[-600:]
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
-    print(json.dumps([code, said.getvalue()[-3000:]]), file=results, flush=True)
+    print(json.dumps([code, said.getvalue()[-9000:]]), file=results, flush=True)
 """
 RECIPE = """
 name = "mutated"
@@ -265,6 +265,8 @@ def wrong(code, said):
         return said.strip()[-600:]
     if code == 1 and len(errors) != 1 and "refused" not in said:
         return f"{len(errors)} lines of error: {said.strip()[-300:]}"
+    if any(len(line) > 1500 for line in errors):
+        return f"an error of {max(map(len, errors))} characters"
     return None
 
 

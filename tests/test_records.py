@@ -49,6 +49,8 @@ def test_numbers_that_nothing_can_hold(tmp_path):
         ({"data": {"sizes": {"train": "x"}}}, "'data.sizes.train' is 'x', expected a number"),
         ({"stages": [{"name": "a", "weights": [{"histogram": []}]}]},
          "'stages[0].weights[0].histogram' is [], expected a table"),
+        ({"stages": [{"name": "a", "sparsity_curve": [[1, 0.5], [2]]}]},
+         "'stages[0].sparsity_curve[1]' is [2], expected a list of 2"),
         ({"stages": [{"name": "a", "history": {"loss": [None, 0.5]}, "more": object}]}, None),
     ],
 )  # fmt: skip

@@ -266,5 +266,8 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _fail(text: str, code: int = 1) -> NoReturn:
-    _err.print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}", soft_wrap=True)
+    line = " ".join(text.split())
+    if len(line) > 1200:  # a value of thousands of characters hides what is wrong with it
+        line = f"{line[:800]} ... {line[-300:]}"
+    _err.print(f"[bold red]error:[/bold red] {escape(line)}", soft_wrap=True)
     raise SystemExit(code)

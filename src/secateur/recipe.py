@@ -7,6 +7,7 @@ the order of steps is validated.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -321,13 +322,15 @@ def _build_step(found: Any, train: Train, where: str) -> Step:
 
 def _merged(train: Train, override: Any, where: str) -> dict[str, Any]:
     if not isinstance(override, Mapping):
-        raise SecateurError(f"{where} train must be a table of keys, received {override!r}")
+        raise SecateurError(
+            f"{where} train must be a table of keys, received {reprlib.repr(override)}"
+        )
     return {**dataclasses.asdict(train), **override}
 
 
 def _build(cls: type, found: Any, where: str) -> Any:
     if not isinstance(found, Mapping):
-        raise SecateurError(f"{where} must be a table of keys, received {found!r}")
+        raise SecateurError(f"{where} must be a table of keys, received {reprlib.repr(found)}")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key, value in found.items():
         if key not in known:

@@ -32,7 +32,8 @@ ANY = object
 # A dotted key of more parts than tables may be deep, which takes TOML's reader for ever.
 _DOTTED = re.compile(rf"(?:[\w'\"-]+[ \t]*\.[ \t]*){{{2 * DEPTH}}}")
 
-# What records hold, as far as it is read: a type, types, [each element], {str: each value}, or
+# What records hold, as far as it is read: a type, types, [each element], [first, second] where there
+# are two, {str: each value}, or
 # {key: value}, where any key may be missing or null but those that end in "!".
 _DATA = {
     "name": str, "sizes": {str: NUMBER}, "shape": [NUMBER], "dtype": str, "classes": NUMBER,
@@ -61,8 +62,8 @@ _WEIGHT = {
 }  # fmt: skip
 _STAGE = {
     "name!": str, "method": str, "history": {str: [NUMBER]}, "epochs": NUMBER, "steps": NUMBER,
-    "seconds": NUMBER, "sparsity_curve": [[NUMBER]], "weights": [_WEIGHT], "notes": [str],
-    "promises": [{"path": str, "kind": str}], "ranges": {str: [NUMBER]},
+    "seconds": NUMBER, "sparsity_curve": [[NUMBER, NUMBER]], "weights": [_WEIGHT], "notes": [str],
+    "promises": [{"path": str, "kind": str}], "ranges": {str: [NUMBER, NUMBER]},
 }  # fmt: skip
 _RANGE = {"key": str, **dict.fromkeys(("low", "high", "step", "error", "clipped"), NUMBER)}
 _OF_BOTH = {
@@ -88,7 +89,7 @@ STAGE = {
     "fingerprint!": str, "promises!": [dict], "early": NUMBER,
     "stage!": {
         **{key.rstrip("!") + "!": kind for key, kind in _STAGE.items() if key != "ranges"},
-        "ranges": {str: [NUMBER]},
+        "ranges": {str: [NUMBER, NUMBER]},
     },
 }  # fmt: skip
 
@@ -214,6 +215,8 @@ def mismatch(value: Any, expected: Any, where: str = "") -> str | None:
     if isinstance(expected, list):
         if not isinstance(value, list):
             return _wrong(value, "a list", where)
+        if len(expected) > 1 and len(value) != len(expected):
+            return _wrong(value, f"a list of {len(expected)}", where)
         items = ((f"{where}[{place}]", one, expected[0]) for place, one in enumerate(value))
         return _first(items)
     if isinstance(expected, dict):
