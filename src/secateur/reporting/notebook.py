@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def _execute(notebook: Any) -> None:
     try:
         _outside_the_main_thread(
             # What a cell writes on stderr is kept as its output.
-            lambda: client.execute(stderr=subprocess.DEVNULL)
+            lambda: asyncio.run(client.async_execute(stderr=subprocess.DEVNULL))
         )
     except CellExecutionError as error:
         raise SecateurError(
