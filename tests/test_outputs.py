@@ -153,6 +153,14 @@ def test_a_weight_that_is_nan_is_named():
         measure(model, (X, np.zeros(64, int)), latency=False)
 
 
+def test_a_nan_weight_that_finite_outputs_hide_is_named():
+    """Many a ReLU makes 0 of NaN."""
+    model = ending(lambda hidden: ops.where(hidden > 0, hidden, 0.0))
+    model.get_layer("d").kernel.assign(np.full((4, 3), np.nan))
+    with pytest.raises(SecateurError, match="NaN received in .*d/kernel of the model"):
+        measure(model, (X, np.zeros(64, int)), latency=False)
+
+
 def test_a_layer_whose_outputs_overflow_is_named():
     inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="big"), layers.ReLU()])
     model = ending(inner)

@@ -167,6 +167,17 @@ def answers(session: Session, x: Any, source: str, *, batch: int = 256) -> Any:
         return source if named is None else f"{source} ({named(some)})"
 
     require_finite(outputs, culprit)
+    # A ReLU makes 0 of NaN: outputs may be finite whatever a broken weight would have given.
+    broken = [
+        constant.name
+        for constant in session.constants()
+        if constant.values.dtype.kind == "f" and np.isnan(constant.values).any()
+    ]
+    if broken:
+        raise SecateurError(
+            f"NaN received in {', '.join(broken[:3])} of {source}, expected numbers in all weights; "
+            "fix: train again with a lower learning rate, or take an earlier checkpoint"
+        )
     return outputs
 
 
