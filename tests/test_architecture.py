@@ -20,7 +20,10 @@ MAX_LINES = 400
 MAX_ARGUMENTS = 7
 # "module.function": why it needs more. Each line is a debt; add one only with its reason.
 ALLOWED_ARGUMENTS: dict[str, str] = {}
-ALLOWED_LINES: dict[str, str] = {}
+ALLOWED_LINES = {
+    "src/secateur/recipe.py": "checks of fields, which a library takes over",
+    "src/secateur/runtimes/keras.py": "files, session, graph and MACs, which part when packages come",
+}
 
 FRAMEWORKS = ["keras", "tensorflow", "jax", "torch"]
 

@@ -13,6 +13,8 @@ from secateur.exporting import export
 from secateur.preflight import calibration_samples, scales_inputs
 from secateur.verification import compare, verify
 
+MEANS = {"head": "logits"}
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -56,12 +58,12 @@ def test_pixels_that_nothing_scales_are_questioned(model, digits, tmp_path):
         with pytest.raises(SecateurError, match=SCALE) as error:
             export(model, ["int8"], tmp_path, stage="s", calibration=source)
         assert "\n" not in str(error.value) and left_in(tmp_path) == []
-        calibration_samples(model, source, may_be_chance=True)
+        calibration_samples(model, source, MEANS, may_be_chance=True)
     scaled = sc.load_data((x, y), scale=255)
-    inputs, others = calibration_samples(model, scaled, may_be_chance=False)
+    inputs, others = calibration_samples(model, scaled, MEANS, may_be_chance=False)
     assert inputs is scaled.calibration.x and others is scaled.validation.x  # held out
     for source in (np.float32(x), {"input": np.float32(x)}, sc.load_data((x, y), scale=1)):
-        calibration_samples(model, source, may_be_chance=False)  # said by the caller
+        calibration_samples(model, source, MEANS, may_be_chance=False)  # said by the caller
 
 
 def test_a_model_that_scales_its_inputs_takes_pixels(digits, model):
@@ -70,7 +72,7 @@ def test_a_model_that_scales_its_inputs_takes_pixels(digits, model):
     for first in (layers.BatchNormalization(), inner, lambda x: x / 255):
         net = keras.Model(x, layers.Dense(10)(layers.Flatten()(first(x))))
         assert scales_inputs(net)
-        calibration_samples(net, digits[0], may_be_chance=False)
+        calibration_samples(net, digits[0], MEANS, may_be_chance=False)
     last = keras.Model(x, layers.Rescaling(30.0)(layers.Dense(10)(layers.Flatten()(x))))
     assert not scales_inputs(last) and not scales_inputs(model)
 
@@ -83,8 +85,10 @@ def test_labels_that_the_model_does_not_know_are_questioned(model, digits, tmp_p
         ):
             export(model, ["int8"], tmp_path, stage="s", calibration=source)
     assert left_in(tmp_path) == []
-    calibration_samples(model, (x, y), may_be_chance=False)
-    calibration_samples(model, (x, x), may_be_chance=False)  # nothing to count right answers of
+    calibration_samples(model, (x, y), MEANS, may_be_chance=False)
+    calibration_samples(
+        model, (x, x), MEANS, may_be_chance=False
+    )  # nothing to count right answers of
 
 
 def test_ranges_of_other_inputs_are_seen_on_data(model, digits, tmp_path):

@@ -92,6 +92,8 @@ PLAIN_LAYERS = TRACED | {
     *("Permute", "ReLU", "RepeatVector", "Reshape", "Softmax", "ZeroPadding1D", "ZeroPadding2D"),
     *("AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
     *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling1D", "MaxPooling2D"),
+    # What a cell multiplies inside its loop, by its own state, is no constant.
+    *("LSTM", "GRU", "SimpleRNN", "Bidirectional", "Masking"),
 }
 
 

@@ -40,7 +40,7 @@ from secateur.point_records import (
     shape_of,
     unfinished,
 )
-from secateur.runtimes.keras import KerasSession
+from secateur.runtimes.keras import KerasSession, signature
 from secateur.scoring import score
 from secateur.seeding import random_states_kept
 from secateur.subjects import Subject
@@ -374,7 +374,7 @@ def _files(
         imports=imports,
         calibration=None if calibration is None else calibration.x,
         specification=specification if model is stage.model else None,
-        outputs={model.output_names[0]: subject.meaning(point)},
+        outputs=dict.fromkeys(signature(model)[1], subject.meaning(point)),
         **point.recipe.export.settings(),
     )
     rows = [file_row(artifact, subject.data, latency=False) for artifact in artifacts]

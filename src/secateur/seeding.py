@@ -48,12 +48,13 @@ def _tensorflow_seed_kept(seeded: bool) -> Iterator[None]:
         return
     from tensorflow.python.eager import context
 
-    eager: Any = context.context()
-    before = eager._seed, eager._rng
+    own = vars(context.context())
+    before = {name: own[name] for name in ("_seed", "_rng") if name in own}  # not yet, if unseeded
     try:
         yield
     finally:
-        eager._seed, eager._rng = before
+        own.pop("_rng", None)
+        own |= before
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ class Store:
 
     >>> import tempfile
     >>> store = Store(Path(tempfile.mkdtemp()) / "runs", create=True)
-    >>> store.write({"fingerprint": "a" * 64, "status": "done"})
+    >>> point = {"curve": "dense", "seed": 0, "sparsity": {}, "status": "done"}
+    >>> store.write({"fingerprint": "a" * 64, **point})
     >>> store.read("a" * 64)["status"]
     'done'
     """
