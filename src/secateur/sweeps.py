@@ -244,8 +244,9 @@ def carry_out(
     say = say or (lambda text: None)
     every, named = work.points(), work.named()
     read = work.subject(every[-1]).data  # the one that is still held
-    for note in read.notes:
-        say(f"{read.name}: {note}")
+    if any(store.read(name) is None for name in named.values()):
+        for note in read.notes:
+            say(f"{read.name}: {note}")
     pending, computed = dict(named), 0
     outlook = Outlook({name: every[place] for place, name in named.items()}, store.read)
     groups = work.groups()
