@@ -148,8 +148,8 @@ def sound(tmp_path_factory):
              x_test=x[200:], y_test=digits.target[200:240])  # fmt: skip
     layers = keras.layers
     model = keras.Sequential([
-        keras.Input((8, 8, 1)), layers.Conv2D(4, 3, activation="relu"), layers.MaxPooling2D(2),
-        layers.Flatten(), layers.Dense(10, activation="softmax"),
+        keras.Input((8, 8, 1)), layers.Conv2D(4, 3, activation="relu", name="conv2d"), layers.MaxPooling2D(2),
+        layers.Flatten(), layers.Dense(10, activation="softmax", name="dense"),
     ])  # fmt: skip
     model.save(folder / "model.keras")
     (folder / "recipe.toml").write_text(RECIPE)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def supervise(
                 while left and len(alive) < min(workers, len(left)):
                     arguments = (task, store.path, keras.backend.backend(), errors)
                     process = context.Process(target=_work, args=arguments)
-                    process.start()
+                    with _deaf_to_ctrl_c():
+                        process.start()
                     alive.append(process)
                 time.sleep(WATCH)
                 left = [name for name in left if store.read(name) is None]
@@ -96,7 +98,7 @@ def supervise(
 
 def _work(task: Task, path: Path, backend: str, errors: Any) -> None:
     """What a worker does, in its own process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep that started it is asked, not it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals cannot be blocked
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         if keras.backend.backend() != backend:
@@ -134,6 +136,24 @@ def _how(exitcode: int | None) -> str:
         killed = ", out of memory?" if exitcode == -signal.SIGKILL else ""
         return f"signal {-exitcode}{killed}"
     return f"exit code {exitcode}"
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile never get Ctrl-C: the sweep is asked, and ends them.
+
+    Blocked and not ignored: what comes meanwhile reaches the sweep afterwards. Set in the worker
+    itself it would come too late for the seconds of its imports.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
