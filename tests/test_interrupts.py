@@ -104,6 +104,18 @@ def test_ctrl_c_is_one_line_and_an_exit_code_whatever_becomes_of_the_exception(b
     assert end(script(tmp_path, body)) == (130, ["error: interrupted"])
 
 
+def test_a_command_that_is_done_is_no_failure(tmp_path):
+    """The interpreter takes its handlers off before it ends."""
+    body = """
+class Last:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"here\\n")
+        sleep(1)
+sys.last = Last()
+"""
+    assert end(script(tmp_path, body)) == (0, [])
+
+
 def test_sigterm_has_its_own_word_and_code(tmp_path):
     code, lines = end(script(tmp_path, SWALLOWED), signal.SIGTERM)
     assert (code, lines) == (143, ["error: terminated"])

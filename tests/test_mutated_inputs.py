@@ -261,7 +261,7 @@ def wrong(code, said):
     errors = [line for line in lines if line.startswith("error:")]
     if code not in (0, 1, 2):
         return str(code)
-    if "Traceback" in said or "unexpected" in said:
+    if "Traceback" in said or "error: unexpected" in said or "please report" in said:
         return said.strip()[-600:]
     if code == 1 and len(errors) != 1 and "refused" not in said:
         return f"{len(errors)} lines of error: {said.strip()[-300:]}"

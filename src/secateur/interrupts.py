@@ -48,6 +48,7 @@ def listen(arguments: Sequence[str] = ()) -> None:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _on_signal)
     _end_at_the_second()
+    atexit.register(_complete)  # the first, which is called last
 
 
 def received() -> bool:
@@ -103,6 +104,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if len(_received) > 1 or _finished.is_set() or _importing(frame):
         _leave()
     raise KeyboardInterrupt
+
+
+def _complete() -> None:
+    # Python takes its handlers off as it ends: Ctrl-C would make a failure of what is done.
+    if signal.getsignal(signal.SIGINT) is _on_signal:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unraisable(unraisable: Any) -> None:
