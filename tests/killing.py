@@ -14,6 +14,24 @@ from tests.conftest import CI
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SECATEUR_KILLS", 3 if CI else 25))
+# Six points of a seed: some only read, some trained.
+GRID = """
+name = "small"
+model = "lenet-300-100"
+data = "digits"
+[train]
+epochs = 1
+[export]
+formats = ["h5"]
+[[curves]]
+name = "dense"
+[[curves]]
+name = "read"
+steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.9] }, train = { epochs = 0 } }]
+[[curves]]
+name = "tuned"
+steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.8, 0.9] }, train = { epochs = 1 } }]
+"""
 TIMED = {"created", "seconds", "command", "latency", "load_ms"}
 ENVIRONMENT = {
     **os.environ,

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from tests.killing import Command, contents, kill_at_random, require_whole
+from tests.killing import GRID, Command, contents, kill_at_random, require_whole
 
 RECIPE = """
 name = "small"
@@ -19,23 +19,6 @@ sparsity = 0.5
 train = { epochs = 1 }
 [export]
 formats = ["h5", "float32", "dynamic"]
-"""
-GRID = """
-name = "small"
-model = "lenet-300-100"
-data = "digits"
-[train]
-epochs = 1
-[export]
-formats = ["h5"]
-[[curves]]
-name = "dense"
-[[curves]]
-name = "read"
-steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.9] }, train = { epochs = 0 } }]
-[[curves]]
-name = "tuned"
-steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.8, 0.9] }, train = { epochs = 1 } }]
 """
 pytestmark = [
     pytest.mark.slow,

@@ -142,6 +142,12 @@ def test_a_word_that_is_none_is_refused():
         outputs.asked({"dd": "logits", "e": "logits"}, ["d", "e"])
 
 
+def test_a_manifest_that_is_damaged_says_nothing(tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"any")
+    (tmp_path / "manifest.json").write_text('{"files": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert outputs.of_manifest(tmp_path / "m.tflite") is None
+
+
 # --- numbers that are none ------------------------------------------------------------------------
 
 

@@ -10,28 +10,11 @@ import sys
 import time
 
 import pytest
+from tests import killing
 from tests.killing import ENVIRONMENT, untimed
 
 KILLS, POINTS = 20, 12
-GRID = """
-name = "small"
-model = "lenet-300-100"
-data = "digits"
-seeds = [0, 1]
-files = "first-seed"
-[train]
-epochs = 1
-[export]
-formats = ["h5"]
-[[curves]]
-name = "dense"
-[[curves]]
-name = "read"
-steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.9] }, train = { epochs = 0 } }]
-[[curves]]
-name = "tuned"
-steps = [{ method = "prune", sparsity = { sweep = [0.5, 0.8, 0.9] }, train = { epochs = 1 } }]
-"""
+GRID = 'seeds = [0, 1]\nfiles = "first-seed"\n' + killing.GRID
 STARTED = []  # ended when a test is, however it ends
 pytestmark = [
     pytest.mark.slow,

@@ -7,15 +7,15 @@ logits where there are classes. None: nothing says it, and the user is asked.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from secateur.artifact import sha256
 from secateur.errors import SecateurError, nearest
+from secateur.records import read_json
 
 LOGITS, PROBABILITIES, LINEAR = "logits", "probabilities", "linear"
 MEANINGS = (LOGITS, PROBABILITIES)
@@ -222,8 +222,7 @@ def of_onnx(
 def of_manifest(path: Path) -> Meanings | None:
     """Return what the manifest beside a file says of it; None without one of these very bytes."""
     try:
-        files = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))["files"]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        files, digest = read_json(path.parent / "manifest.json")["files"], sha256(path)
         entry = next(f for f in files if f["path"] == path.name and f["sha256"] == digest)
         return {
             str(k): v if v in (*MEANINGS, LINEAR) else None for k, v in entry["outputs"].items()

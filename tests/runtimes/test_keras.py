@@ -5,6 +5,7 @@ import json
 import time
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from secateur import zoo
 from secateur.errors import SecateurError
 from secateur.runtimes import keras as runtime
-from secateur.runtimes import runtime_for
+from secateur.runtimes import keras_files, runtime_for
 
 layers, ops = keras.layers, keras.ops
 
@@ -236,3 +237,11 @@ def test_layers_of_a_nested_model_are_counted():
     x = keras.Input((4,))
     net = keras.Model(x, layers.Dense(2)(inner(x)))
     assert runtime.load(net).macs() == 20 + 10
+
+
+def test_a_loss_nested_too_deep_says_nothing(tmp_path):
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("model_weights").attrs["layer_names"] = []
+        file.attrs["training_config"] = '{"loss": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    assert keras_files.stored_loss(path) is None

@@ -89,7 +89,7 @@ def stored_loss(path: Path) -> Any:
                 return json.loads(file.attrs["training_config"])["loss"]
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read("config.json"))["compile_config"]["loss"]
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, zipfile.BadZipFile):
         return None
 
 
